@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make` lists it. Each target installs what it uses.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench tiny-base clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## create .venv and install the package with everything for development
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: setup ## train a small BIMBA on long needle videos and score it before and after (about 15 minutes on two cores)
+	$(BIN)/python -m bimba.demo
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## compare the scan backends with their peer
+	$(BIN)/python benchmarks/selective_scan.py
+
+tiny-base: setup ## train the shipped tiny base again (about an hour on two cores; interrupted runs resume)
+	$(BIN)/python train.py experiment=tiny_base
+
+clean: ## delete outputs and caches, but neither .venv nor data
+	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

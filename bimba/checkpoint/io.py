@@ -1,0 +1,146 @@
+"""Our own format: ``config.json``, ``model.safetensors`` and the processor's files in one folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from bimba.checkpoint.merge import merged_state_dict
+from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.config import BimbaConfig
+from bimba.model.processor import BimbaProcessor
+from bimba.types import BimbaError
+
+log = logging.getLogger(__name__)
+
+SHIPPED = {"bimba-tiny": "bimba_tiny"}
+_KEEP: Any = object()
+
+
+def checkpoint_folder(path_or_name: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint, which may be named by path or by the name of one that ships in the package.
+
+    Raises:
+        BimbaError: there is no such folder, or it holds no checkpoint of ours.
+    """
+    if str(path_or_name) in SHIPPED:
+        folder = Path(str(files("bimba"))) / "assets" / SHIPPED[str(path_or_name)]
+    else:
+        folder = Path(path_or_name)
+    if not folder.is_dir():
+        raise BimbaError(
+            f"There is no checkpoint folder {folder}; give the `checkpoint` folder of a training run, "
+            f"or a shipped checkpoint: {', '.join(SHIPPED)}."
+        )
+    try:
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    except FileNotFoundError:
+        raise BimbaError(
+            f"The folder {folder} is not a checkpoint: it has no config.json (it holds: {_listing(folder)}). "
+            "Give the folder that save_pretrained wrote, such as outputs/<run>/checkpoint."
+        ) from None
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
+        raise BimbaError(f"{folder / 'config.json'} is not a JSON object ({error}); copy the checkpoint again.") from error
+    if model_type != "bimba":
+        raise BimbaError(f"The checkpoint {folder} is of model type {model_type!r}; expected 'bimba'.")
+    return folder
+
+
+def load_pretrained(
+    path_or_name: str | os.PathLike[str],
+    *,
+    compressor: Mapping[str, Any] | None = _KEEP,
+    temporal_pooling: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[BimbaForConditionalGeneration, BimbaProcessor]:
+    """A model and its processor.
+
+    Args:
+        path_or_name: a folder written by :func:`save_pretrained`, or a shipped checkpoint ("bimba-tiny").
+        compressor: the compressor to build instead of the checkpoint's; one of the same name and options keeps its
+            weights, any other starts fresh (for ``mamba``: as the identity on the pooled queries).
+        temporal_pooling: overrides the checkpoint's.
+        dtype: of the weights; None: as stored.
+        device: where to put the model; None: the CPU.
+
+    Raises:
+        BimbaError: no such checkpoint, or weights that are missing, unexpected, unreadable or of another size.
+    """
+    folder = checkpoint_folder(path_or_name)
+    config = BimbaConfig.from_pretrained(folder)
+    stored = config.compressor
+    if compressor is not _KEEP:
+        config.compressor = None if compressor is None else dict(compressor)
+    if temporal_pooling is not None:
+        config.temporal_pooling = temporal_pooling
+    fresh_compressor = config.compressor != stored
+
+    try:
+        model, info = BimbaForConditionalGeneration.from_pretrained(
+            folder, config=config, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        processor = BimbaProcessor.from_pretrained(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BimbaError(f"The checkpoint {folder} cannot be loaded: {error}") from error
+    _check_keys(folder, info, fresh_compressor)
+    processor.temporal_pooling = config.temporal_pooling
+    return model.to(device or "cpu").eval(), processor
+
+
+def save_pretrained(
+    model: BimbaForConditionalGeneration, processor: BimbaProcessor, folder: str | os.PathLike[str]
+) -> None:
+    """Writes model and processor; the folder appears whole or not at all, and an older one is replaced.
+
+    Live LoRA adapters are merged into the weights that are written; ``model`` itself keeps them.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(partial, state_dict=merged_state_dict(model))
+        processor.save_pretrained(partial)
+        partial.chmod(0o755)  # mkdtemp makes private folders; a checkpoint is like any other output
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            os.replace(partial, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, folder)
+    except BaseException:  # an interrupted save leaves nothing half-written behind
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _check_keys(folder: Path, info: Mapping[str, Any], fresh_compressor: bool) -> None:
+    """Loads are strict: only a compressor that was asked for anew may be missing, or stay unused."""
+
+    def of_new_compressor(key: str) -> bool:
+        return fresh_compressor and key.startswith("compressor.")
+
+    wrong = {kind: sorted(str(key) for key in info.get(f"{kind}_keys", ())) for kind in ("missing", "unexpected", "mismatched")}
+    ignored = [key for key in [*wrong["unexpected"], *wrong["missing"]] if of_new_compressor(key)]
+    wrong["missing"] = [key for key in wrong["missing"] if not of_new_compressor(key)]
+    wrong["unexpected"] = [key for key in wrong["unexpected"] if not of_new_compressor(key)]
+    if any(wrong.values()):
+        details = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
+        raise BimbaError(f"The weights in {folder} do not fit its config.json ({details}). Copy the checkpoint again.")
+    if ignored:
+        log.info("The compressor starts fresh; %d of its tensors are not taken from %s.", len(ignored), folder)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"

@@ -1,0 +1,121 @@
+"""The console script ``bimba``: ``ask`` a video something, ``doctor`` says what this machine can run.
+
+Nothing heavy is imported until a command needs it, so that ``bimba --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from bimba.types import BimbaError
+
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes: 2 as argparse, 130 as shells say of Ctrl-C
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bimba", description="Questions about long videos.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    ask = commands.add_parser(
+        "ask",
+        help="answer questions about a video file",
+        description="Reads a video once and answers every question about it.",
+        epilog='example: bimba ask match.mp4 "Who scored?" --options "Number 7" "Number 9" --checkpoint CHECKPOINT',
+    )
+    ask.add_argument("video", metavar="VIDEO", help="a video file")
+    ask.add_argument("questions", metavar="QUESTION", nargs="+", help="one or more questions")
+    ask.add_argument("--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)")
+    ask.add_argument("--options", nargs="+", metavar="OPTION", help="2 to 5 options to choose from, for every question")
+    ask.add_argument("--short", action="store_true", help="ask for a single word or phrase")
+    ask.add_argument("--frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's number)")
+    ask.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 256)")
+    ask.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
+    ask.add_argument("--json", action="store_true", help="print one JSON list, one object per question")
+    ask.set_defaults(run=run_ask)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=run_doctor)
+    for command in (ask, doctor):  # also after the command; SUPPRESS keeps it from undoing the one before
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def run_ask(arguments: argparse.Namespace) -> int:
+    if arguments.short and arguments.options:
+        raise BimbaError(
+            "--short and --options do not go together: options already ask for a letter. Give one of them."
+        )
+    _hush_libraries()
+    from bimba.inference import VideoQA
+
+    engine = VideoQA.from_pretrained(arguments.checkpoint, device=arguments.device)
+    video = engine.encode(arguments.video, num_frames=arguments.frames)
+    answers: list[dict[str, Any]] = []
+    for question in arguments.questions:
+        if arguments.options:
+            choice = video.choose(question, arguments.options)
+            answers.append({"question": question, "answer": choice.letter, "probabilities": choice.probabilities})
+        else:
+            text = video.ask(question, arguments.max_new_tokens, short=arguments.short)
+            answers.append({"question": question, "answer": text})
+        if not arguments.json:
+            _print_answer(answers[-1], arguments.options)
+    if arguments.json:
+        print(json.dumps(answers, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _hush_libraries() -> None:
+    """Keeps transformers' progress bars and hints out of the answers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _print_answer(answer: dict[str, Any], options: list[str] | None) -> None:
+    if options is None:
+        print(answer["answer"], flush=True)
+        return
+    chosen = options[list(answer["probabilities"]).index(answer["answer"])]
+    shares = "  ".join(f"{letter} {100 * p:.0f} %" for letter, p in answer["probabilities"].items())
+    print(f"{answer['answer']}: {chosen}   ({shares})", flush=True)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from bimba.report.doctor import examine
+
+    findings = examine()
+    if arguments.json:
+        print(json.dumps({finding.what: finding.state for finding in findings}, indent=2))
+    else:
+        from bimba.report.table import print_table
+
+        print_table("bimba doctor", ("What", "State"), [[finding.what, finding.state] for finding in findings])
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except BimbaError as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Prompt strings: the one place where the words around a question are written.
+
+Training, ``VideoQA`` and the lmms-eval plugin all call these functions, so a score never differs because a
+prompt did. The multiple-choice text is the one the published BIMBA numbers were made with
+(``llava/eval/infer.py:60-97`` of the original).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bimba.types import BimbaError
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+MEDIUM_TAG = "<image>"  # LLaVA's placeholder for a video or an image in a conversation
+LETTERS = "ABCDE"
+
+# The Oxford comma at five options, and its absence below, are the original's.
+_LETTER_LISTS = {2: "(A or B)", 3: "(A, B or C)", 4: "(A, B, C or D)", 5: "(A, B, C, D, or E)"}
+
+
+def multiple_choice(question: str, options: Sequence[str]) -> str:
+    """The published multiple-choice prompt, without the medium tag.
+
+    Args:
+        question: the question, one or more lines.
+        options: 2 to 5 option texts *without* their letters.
+
+    Raises:
+        BimbaError: for any other number of options, or an empty question.
+    """
+    if not question.strip():
+        raise BimbaError("The question is empty; give the text of a question.")
+    if len(options) not in _LETTER_LISTS:
+        raise BimbaError(f"Got {len(options)} options; a multiple-choice question takes 2 to 5.")
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
+    return (
+        "Select the best answer to the following multiple-choice question based on the video. "
+        f"Respond with only the letter {_LETTER_LISTS[len(options)]} of the correct option.\n"
+        + "\n".join([question, *lines])
+        + "\nThe best answer is:"
+    )
+
+
+def open_ended(question: str) -> str:
+    """A question that wants a short free answer, without the medium tag.
+
+    Raises:
+        BimbaError: for an empty question.
+    """
+    if not question.strip():
+        raise BimbaError("The question is empty; give the text of a question.")
+    return f"{question}\nAnswer the question using a single word or phrase."
+
+
+def with_medium(prompt: str) -> str:
+    """Puts the medium tag on its own line before the prompt, as LLaVA-Video-178K does."""
+    return f"{MEDIUM_TAG}\n{prompt}"

@@ -1,0 +1,78 @@
+"""[6] From the language model's output to an answer: letters, their probabilities, text cut at stop strings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bimba.data.prompt import LETTERS
+from bimba.types import BimbaError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer to a multiple-choice question: the likeliest letter, and the probability of each, summing to 1."""
+
+    letter: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generated text and what it took: tokens in the prompt (video included) and tokens generated."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+
+
+def answer_letter(text: str) -> str:
+    """The letter that a generated text answers, upper case; other words come back as they are, so they match no letter.
+
+    Strict, as the original scores (``llava/eval/infer.py:25,225``): the first word without its full stop.
+    """
+    return text.split(" ")[0].rstrip(".").strip().upper()
+
+
+def bare_options(options: Sequence[str]) -> list[str]:
+    """Option texts without their letters. Letters are taken off only if all options carry theirs, in order."""
+    lettered = [re.match(rf"\(?{letter}[.):]\s*", option) for letter, option in zip(LETTERS, options)]
+    if len(options) > len(LETTERS) or not all(lettered):
+        return list(options)
+    return [option[match.end() :] for match, option in zip(lettered, options) if match is not None]
+
+
+def letter_token_ids(tokenizer: PreTrainedTokenizerBase, num_options: int) -> dict[str, int]:
+    """The token that says each letter at the start of an answer.
+
+    Raises:
+        BimbaError: the tokenizer writes a letter with more than one token, so no single logit stands for it.
+    """
+    ids = {letter: tokenizer.encode(letter, add_special_tokens=False) for letter in LETTERS[:num_options]}
+    for letter, tokens in ids.items():
+        if len(tokens) != 1:
+            raise BimbaError(f"The tokenizer writes the letter {letter} as {len(tokens)} tokens; expected one each.")
+    return {letter: tokens[0] for letter, tokens in ids.items()}
+
+
+def choice_from_logits(logits: Tensor, letter_ids: dict[str, int]) -> Choice:
+    """The choice among letters.
+
+    Args:
+        logits: (vocabulary,) at the position where the answer begins.
+        letter_ids: token of each letter.
+    """
+    of_letters = logits[list(letter_ids.values())].double()
+    probabilities = dict(zip(letter_ids, torch.softmax(of_letters, dim=0).tolist()))
+    return Choice(max(probabilities, key=lambda letter: probabilities[letter]), probabilities)
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """``text`` up to the first of the stop strings; an empty stop string is ignored."""
+    ends = [text.find(stop) for stop in stops if stop and stop in text]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,290 @@
+"""[6] ``VideoQA``: read a video once, ask as often as you like.
+
+What does not depend on the question is done once per video: decoding, the vision tower, the compressor, and the
+language model's pass over everything that stands before the question, kept as its KV cache::
+
+    <|im_start|>system ... <|im_start|>user\\n <video tokens> | \\nWho scored?<|im_end|>\\n<|im_start|>assistant\\n
+    '----------- once per video: EncodedVideo ----------------'   '------------- once per question -------------'
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from bimba.checkpoint import load_pretrained
+from bimba.data.prompt import multiple_choice, open_ended, with_medium
+from bimba.data.tokenize import tokenize_prompt
+from bimba.data.transform import frames_to_pixels
+from bimba.data.video import read_frames
+from bimba.inference.answer import Choice, Generation, bare_options, choice_from_logits, letter_token_ids
+from bimba.inference.cache import LRUCache
+from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.processor import BimbaProcessor
+from bimba.types import BimbaError, SequenceTooLongError
+
+CACHE_BYTES = 2 * 1024**3  # two or three 64-frame videos of the 7B model, thousands of the tiny one
+MAX_NEW_TOKENS = 256
+END_OF_TURN = "<|im_end|>"
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``auto`` is the GPU of this process (``LOCAL_RANK``) if there is one, else the CPU.
+
+    Raises:
+        BimbaError: no such device here.
+    """
+    if str(device) == "auto":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
+        raise BimbaError(f"The device {str(device)!r} cannot be used here ({error}); try 'auto' or 'cpu'.") from error
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name; None (the checkpoint's own) stays None.
+
+    Raises:
+        BimbaError: no floating-point type has this name.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise BimbaError(f"Unknown dtype {dtype!r}; expected float32, bfloat16 or float16.")
+    return named
+
+
+class VideoQA:
+    """Answers questions about video files with one model.
+
+    Args:
+        model, processor: as ``bimba.checkpoint.load_pretrained`` returns them.
+        cache_bytes: how many bytes of encoded videos :meth:`encode` keeps; 0 keeps none.
+    """
+
+    def __init__(self, model: BimbaForConditionalGeneration, processor: BimbaProcessor, cache_bytes: int = CACHE_BYTES):
+        self.model = model.eval()
+        self.processor = processor
+        self.cache: LRUCache[EncodedVideo] = LRUCache(cache_bytes)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> VideoQA:
+        """Loads a checkpoint.
+
+        Args:
+            path: a checkpoint folder, or a name that ``load_pretrained`` knows, such as ``bimba-tiny``.
+            dtype: None keeps the checkpoint's.
+
+        Raises:
+            BimbaError: no checkpoint there, or no such device or dtype.
+        """
+        where = resolve_device(device)
+        model, processor = load_pretrained(os.fspath(path), dtype=resolve_dtype(dtype), device=where)
+        return cls(model, processor, cache_bytes)
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames a video is read with unless the caller says otherwise."""
+        return int(self.processor.num_frames)
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence the language model takes, in tokens."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def read(self, path: str | os.PathLike[str], num_frames: int | None = None) -> Tensor:
+        """Decodes a video: ``num_frames`` frames spread over it, as (T, 3, height, width) pixel values on the CPU.
+
+        Raises:
+            VideoDecodeError: the file cannot be read.
+            SequenceTooLongError: so many frames do not fit into the language model.
+        """
+        num_frames = self.num_frames if num_frames is None else num_frames
+        if num_frames < 1:
+            raise BimbaError(f"num_frames is {num_frames}; expected 1 or more.")
+        self._check_length(self.processor.num_video_tokens(num_frames), num_frames)
+        return frames_to_pixels(read_frames(path, num_frames), self.processor.image_processor)
+
+    def encode(self, path: str | os.PathLike[str], num_frames: int | None = None) -> EncodedVideo:
+        """Reads and encodes a video, or takes it from the cache if the file has not changed since.
+
+        Raises:
+            VideoDecodeError: the file cannot be read.
+            SequenceTooLongError: so many frames do not fit into the language model.
+        """
+        file = Path(path)
+        key: tuple[Any, ...] | None = None
+        if file.is_file():  # what else it may be, read_frames says
+            stat = file.stat()
+            key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, num_frames or self.num_frames)
+            if (cached := self.cache.get(key)) is not None:
+                return cached
+        video = self.encode_pixels(self.read(path, num_frames))
+        if key is not None:
+            self.cache.put(key, video)
+        return video
+
+    def check_prompt(self, prompt: str, num_frames: int, new_tokens: int = 1) -> None:
+        """Says before anything is decoded what :meth:`EncodedVideo.generate` would say: for long runs.
+
+        Raises:
+            BimbaError: an empty prompt.
+            SequenceTooLongError: video, prompt and answer are longer than the model takes.
+        """
+        ids = self._tokenize(prompt, self.processor.num_video_tokens(num_frames))
+        self._check_length(len(ids), num_frames, new_tokens)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixel_values: Tensor) -> EncodedVideo:
+        """What :meth:`encode` does after :meth:`read`.
+
+        Args:
+            pixel_values: (T, 3, height, width).
+        """
+        num_frames = len(pixel_values)
+        tokens = self.model.encode_video(pixel_values.to(self.model.device, self.model.dtype))  # (tokens, C)
+        self._check_length(len(tokens), num_frames)
+        # Any question gives the same ids up to the last video token; Prompt.prefix_length relies on it.
+        prompt = self._tokenize("?", len(tokens))
+        prefix_ids = prompt[: int(torch.nonzero(prompt == self.processor.video_token_id).max()) + 1]
+        language_model = self.model.language_model
+        prefix = DynamicCache(config=language_model.config)
+        embeddings = self._embed(prefix_ids, tokens)
+        language_model(inputs_embeds=embeddings, past_key_values=prefix, use_cache=True, logits_to_keep=1)
+        return EncodedVideo(self, tokens, prefix_ids, prefix, num_frames)
+
+    def _tokenize(self, question: str, num_video_tokens: int) -> Tensor:
+        """(L,) ids of a one-turn prompt about one video, on the CPU."""
+        if not question.strip():
+            raise BimbaError("The question is empty; give the text of a question.")
+        conversation = [{"from": "human", "value": with_medium(question)}]
+        return tokenize_prompt(conversation, self.processor.tokenizer, [num_video_tokens])
+
+    def _embed(self, ids: Tensor, video_tokens: Tensor) -> Tensor:
+        """(L,) ids -> (1, L, C) embeddings with the video in place of its placeholders."""
+        ids = ids.to(self.model.device)
+        embeddings = self.model.get_input_embeddings()(ids)
+        embeddings[ids == self.processor.video_token_id] = video_tokens.to(embeddings.dtype)
+        return embeddings[None]
+
+    def _check_length(self, num_tokens: int, num_frames: int, new_tokens: int = 0) -> None:
+        if num_tokens + new_tokens > self.max_length:
+            answer = f" and {new_tokens} for the answer" if new_tokens else ""
+            raise SequenceTooLongError(
+                f"{num_frames} frames make a sequence of {num_tokens} tokens{answer}; this model takes at most "
+                f"{self.max_length}. Use fewer frames"
+                + (", a shorter question or a smaller max_new_tokens." if new_tokens else ".")
+            )
+
+
+@dataclass
+class EncodedVideo:
+    """A video as the language model has read it. Made by :meth:`VideoQA.encode`; not for use by two threads at once.
+
+    Attributes:
+        tokens: (tokens, C) what the language model reads of the video.
+        prefix_ids: (P,) ids of everything before the question.
+        prefix: the language model's keys and values of those P positions.
+        num_frames: how many frames were sampled.
+    """
+
+    engine: VideoQA
+    tokens: Tensor
+    prefix_ids: Tensor
+    prefix: DynamicCache
+    num_frames: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the tokens and the keys and values take."""
+        layers = [layer for layer in self.prefix.layers if isinstance(layer, DynamicLayer)]
+        states = [state for layer in layers for state in (layer.keys, layer.values) if state is not None]
+        return int(self.tokens.nbytes) + sum(int(state.nbytes) for state in states)
+
+    def ask(self, question: str, max_new_tokens: int | None = None, *, short: bool = False) -> str:
+        """The answer in words, greedily decoded.
+
+        Args:
+            max_new_tokens: None is 256, or as many as the model's limit leaves room for.
+            short: asks for a single word or phrase, with the words that the models were trained with.
+
+        Raises:
+            BimbaError: an empty question.
+            SequenceTooLongError: prompt and answer are longer than the model takes.
+        """
+        return self.generate(open_ended(question) if short else question, max_new_tokens).text
+
+    @torch.inference_mode()
+    def generate(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> Generation:
+        """The model's words after a prompt, which stands after the video as it is.
+
+        Args:
+            max_new_tokens: as for :meth:`ask`.
+            sampling: handed to transformers' ``generate`` (``do_sample``, ``temperature``, ``num_beams``, ...).
+        """
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise BimbaError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
+        embeddings = self._prepare(prompt, new_tokens=max_new_tokens or 1)
+        if max_new_tokens is None:
+            max_new_tokens = min(MAX_NEW_TOKENS, self.engine.max_length - embeddings.shape[1])
+        tokenizer = self.engine.processor.tokenizer
+        end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        ids = self.engine.model.language_model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
+            # Beams would multiply the cached prefix in place, so they read the whole prompt anew.
+            past_key_values=self.prefix if sampling.get("num_beams", 1) == 1 else None,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end,
+            pad_token_id=end,
+            suppress_tokens=[self.engine.processor.video_token_id],  # a placeholder, never a word
+            **{"do_sample": False, **sampling},
+        )[0]
+        text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return Generation(text, prompt_tokens=embeddings.shape[1], new_tokens=len(ids))
+
+    @torch.inference_mode()
+    def choose(self, question: str, options: Sequence[str]) -> Choice:
+        """The likeliest of 2 to 5 options, by the probability of its letter as the first word of the answer.
+
+        Args:
+            options: option texts, with or without their letters ("A. red" or "red").
+
+        Raises:
+            BimbaError: an empty question, or too few or too many options.
+            SequenceTooLongError: the prompt is longer than the model takes.
+        """
+        letter_ids = letter_token_ids(self.engine.processor.tokenizer, len(options))
+        embeddings = self._prepare(multiple_choice(question, bare_options(options)), new_tokens=1)
+        logits = self.engine.model.language_model(
+            inputs_embeds=embeddings[:, len(self.prefix_ids) :],
+            past_key_values=self.prefix,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[0, -1]
+        return choice_from_logits(logits, letter_ids)
+
+    def _prepare(self, prompt: str, new_tokens: int) -> Tensor:
+        """(1, L, C) embeddings of the whole prompt; the cache is left holding the prefix alone."""
+        ids = self.engine._tokenize(prompt, len(self.tokens))
+        self.engine._check_length(len(ids), self.num_frames, new_tokens)
+        # Rewound before use, not after, so that an interrupted answer does no harm to the next one.
+        self.prefix.crop(len(self.prefix_ids) - self.prefix.get_seq_length())
+        return self.engine._embed(ids, self.tokens)

@@ -1,0 +1,173 @@
+"""Steps [3] to [5]: the model. Read ``forward`` first; it is the whole method.
+
+A transformers model: ``save_pretrained``, ``from_pretrained``, ``generate``, LoRA by peft, all as usual.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    SiglipVisionModel,
+)
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from bimba.model.compressor import build_compressor
+from bimba.model.config import BimbaConfig
+from bimba.model.mamba import MambaMixer
+from bimba.model.projector import Projector
+from bimba.model.queries import pool_queries
+from bimba.model.splice import add_newlines, splice
+from bimba.model.vision import patch_features
+from bimba.types import BimbaError
+
+PixelValues = Tensor | list[Tensor]  # (V, T, 3, height, width), or V tensors of (T, 3, height, width)
+
+
+class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """SigLIP, projector, selective-scan compressor and Qwen2.
+
+    Attributes:
+        vision_tower, projector, image_newline, compressor (None: pooled queries only), language_model.
+    """
+
+    config: BimbaConfig
+    config_class = BimbaConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer", "MambaBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: BimbaConfig):
+        super().__init__(config)
+        hidden_size = config.text_config.hidden_size
+        self.vision_tower = SiglipVisionModel(config.vision_config)
+        self.projector = Projector(config.vision_config.hidden_size, hidden_size)
+        self.image_newline = nn.Parameter(torch.empty(hidden_size))
+        self.compressor = build_compressor(config.compressor, hidden_size)
+        self.language_model = Qwen2ForCausalLM(config.text_config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.normal_(self.image_newline, std=self.config.text_config.hidden_size**-0.5)
+        elif isinstance(module, MambaMixer):
+            module.reset_parameters()  # transformers' default would undo the zero out_proj and the special dt
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values_videos: PixelValues | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Answers a prompt about videos.
+
+        Args:
+            input_ids: (B, L) int64; each video stands as a run of ``config.video_token_id``, as long as the
+                video's tokens (``BimbaProcessor.num_video_tokens``).
+            attention_mask: (B, L), 1 = token, 0 = padding.
+            pixel_values_videos: normalised frames of the videos in order of appearance.
+            inputs_embeds: (B, L, C) instead of ``input_ids``, video tokens already in place.
+            labels: (B, L) int64, -100 = not trained on.
+
+        Returns:
+            ``loss`` (mean over the labelled tokens), ``logits`` (B, L, vocabulary), ``past_key_values``.
+
+        Raises:
+            BimbaError: placeholders and videos do not match, or pixels have a wrong shape.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise BimbaError("The model was called with neither input_ids nor inputs_embeds; give one of them.")
+            videos = [] if pixel_values_videos is None else self.encode_videos(pixel_values_videos)
+            embeddings = self.get_input_embeddings()(input_ids)
+            inputs_embeds = splice(embeddings, input_ids == self.config.video_token_id, videos)
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def encode_videos(self, pixel_values: PixelValues) -> list[Tensor]:
+        """Like :meth:`encode_video` for many videos; those with the same number of frames go as one batch."""
+        tokens: list[Tensor] = [torch.empty(0)] * len(pixel_values)
+        by_length: dict[int, list[int]] = {}
+        for i, video in enumerate(pixel_values):
+            by_length.setdefault(len(video), []).append(i)
+        for members in by_length.values():
+            grids = self._compress(torch.stack([pixel_values[i] for i in members]))
+            for i, grid in zip(members, grids):
+                tokens[i] = add_newlines(grid, self.image_newline, self.config.newline_position)
+        return tokens
+
+    def encode_video(self, pixel_values: Tensor) -> Tensor:
+        """One video to the tokens the language model reads.
+
+        Args:
+            pixel_values: (T, 3, height, width) normalised frames.
+
+        Returns:
+            (tokens, C): vision, projector, compressor, newlines.
+        """
+        return self.encode_videos([pixel_values])[0]
+
+    def _compress(self, pixel_values: Tensor) -> Tensor:
+        """(B, T, 3, height, width) -> (B, T', H', W', C): frames to refined queries."""
+        batch, num_frames = pixel_values.shape[:2]
+        features = patch_features(self.vision_tower, pixel_values.flatten(0, 1))
+        space_time_tokens = self.projector(features).unflatten(0, (batch, num_frames))  # (B, T, H, W, C)
+        queries = pool_queries(space_time_tokens, self.config.temporal_pooling)  # (B, T', H', W', C)
+        if self.compressor is None:
+            return queries
+        compressed = self.compressor(space_time_tokens, queries.flatten(2, 3))
+        return compressed.unflatten(2, queries.shape[2:4])
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, pixel_values_videos: PixelValues | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # Once the cache holds the video, only new tokens pass the model.
+        if kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):
+            inputs["pixel_values_videos"] = pixel_values_videos
+        return inputs
+
+
+AutoModel.register(BimbaConfig, BimbaForConditionalGeneration)
+AutoModelForImageTextToText.register(BimbaConfig, BimbaForConditionalGeneration)

@@ -1,0 +1,90 @@
+"""Step [4]: the queries are placed among the space-time tokens, selective scans run over all, the queries are read out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bimba.model.mamba import AttentionMixer, MambaBlock, MambaMixer
+from bimba.ops import deinterleave, interleave, query_positions
+from bimba.types import BimbaError
+
+
+class MambaCompressor(nn.Module):
+    """BIMBA's token compressor.
+
+    Args:
+        hidden_size: C, of tokens and queries.
+        num_layers: blocks; every one but the last keeps all positions.
+        d_state: N, state entries per channel.
+        d_conv: taps of the convolution in front of the scan.
+        expand: inner channels D = expand * C.
+        query_position: "interleaved" spreads the queries evenly over the sequence, "appended" puts them behind it.
+        bidirectional: scan backward as well as forward.
+        multi_scale: between layers, drop every second frame of the space-time tokens.
+        norm: RMSNorm in front of each mixer.
+        residual: add each mixer's input to its output.
+        mixer: "mamba", or "attention" to compare with.
+        scan_backend: "auto" or a backend of :func:`bimba.ops.selective_scan`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int = 1,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        query_position: Literal["interleaved", "appended"] = "interleaved",
+        bidirectional: bool = True,
+        multi_scale: bool = True,
+        norm: bool = True,
+        residual: bool = True,
+        mixer: Literal["mamba", "attention"] = "mamba",
+        scan_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_choice("query_position", query_position, ("interleaved", "appended"))
+        _check_choice("mixer", mixer, ("mamba", "attention"))
+        self.query_position = query_position
+        self.multi_scale = multi_scale
+
+        def make_mixer() -> nn.Module:
+            if mixer == "attention":
+                return AttentionMixer(hidden_size, expand)
+            return MambaMixer(hidden_size, d_state, d_conv, expand, bidirectional, scan_backend)
+
+        self.layers = nn.ModuleList(MambaBlock(make_mixer(), hidden_size, norm, residual) for _ in range(num_layers))
+
+    def forward(self, space_time_tokens: Tensor, queries: Tensor) -> Tensor:
+        """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in the queries' dtype; computed in the parameters' dtype."""
+        dtype = next(self.parameters()).dtype
+        grid = space_time_tokens.to(dtype)  # (B, T, H, W, C)
+        compressed = queries.to(dtype).flatten(1, 2)  # (B, Q, C)
+        for number, layer in enumerate(self.layers, start=1):
+            tokens = grid.flatten(1, 3)  # (B, S, C)
+            query_index = self._query_index(tokens.shape[1], compressed.shape[1]).to(tokens.device)
+            combined = interleave(tokens, compressed, query_index)
+            if number == len(self.layers):
+                compressed = layer(combined, query_index)
+                break
+            tokens, compressed = deinterleave(layer(combined), query_index)
+            grid = tokens.unflatten(1, grid.shape[1:4])
+            if self.multi_scale:
+                grid = grid[:, ::2]
+        return compressed.view(queries.shape).to(queries.dtype)
+
+    def _query_index(self, num_space_time: int, num_queries: int) -> Tensor:
+        if self.query_position == "appended":
+            return torch.arange(num_space_time, num_space_time + num_queries)
+        return query_positions(num_space_time, num_queries)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise BimbaError(f"compressor option {name}={value!r} is unknown; choose one of: {', '.join(choices)}.")
+
+
+COMPRESSOR = MambaCompressor

@@ -1,0 +1,84 @@
+"""``BimbaConfig``: every size and option of the model, in transformers' form (``config.json``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+
+from bimba.types import BimbaError
+
+NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")
+
+# SigLIP so400m/14-384 without its 27th layer and its head: LLaVA-Video reads the features before the last layer.
+_SO400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 384,
+}
+# Qwen2-7B as LLaVA-Video-7B-Qwen2 holds it.
+_QWEN2_7B = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
+
+
+class BimbaConfig(PreTrainedConfig):
+    """Configuration of :class:`~bimba.model.bimba.BimbaForConditionalGeneration`.
+
+    Args:
+        vision_config: sizes of the SigLIP vision tower (``SiglipVisionConfig`` or its dict); every layer it has is
+            used. Default: so400m/14-384 with 26 layers.
+        text_config: sizes of the language model (``Qwen2Config`` or its dict). Default: Qwen2-7B.
+        compressor: the composed Hydra node ``model.compressor`` as a dict, such as ``{"name": "mamba", ...}``; None
+            hands the pooled queries to the language model as they are (LLaVA-Video).
+        temporal_pooling: how many frames one frame of queries averages.
+        newline_position: where newline tokens go: after each row of the compressed grid ("grid", the published
+            model), each frame ("frame"), the whole video ("one_token"), or nowhere ("no_token").
+        num_frames: how many frames a video is read with unless the caller says otherwise.
+        video_token_id: the placeholder token that video tokens replace.
+    """
+
+    model_type = "bimba"
+    sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen2Config}
+
+    vision_config: dict | SiglipVisionConfig | None = None
+    text_config: dict | Qwen2Config | None = None
+    compressor: dict | None = None
+    temporal_pooling: int = 1
+    newline_position: str = "grid"
+    num_frames: int = 64
+    video_token_id: int = 151646
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.vision_config, SiglipVisionConfig):
+            sizes = {**(self.vision_config or _SO400M), "vision_use_head": False}
+            self.vision_config = SiglipVisionConfig(**sizes)
+        if not isinstance(self.text_config, Qwen2Config):
+            self.text_config = Qwen2Config(**(self.text_config or _QWEN2_7B))
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        if self.newline_position not in NEWLINE_POSITIONS:
+            raise BimbaError(
+                f"newline_position is {self.newline_position!r}; expected one of {', '.join(NEWLINE_POSITIONS)}."
+            )
+        if self.temporal_pooling < 1:
+            raise BimbaError(f"temporal_pooling is {self.temporal_pooling}; expected 1 or more frames.")
+        super().__post_init__(**kwargs)
+
+    @property
+    def patch_grid(self) -> int:
+        """H = W: patch rows and columns of a frame."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+
+AutoConfig.register("bimba", BimbaConfig)

@@ -1,0 +1,7 @@
+"""Floor 1: the operations under step [4], free of any model: the selective scan, the causal convolution, interleaving."""
+
+from bimba.ops.causal_conv1d import causal_conv1d
+from bimba.ops.interleave import deinterleave, interleave, query_positions
+from bimba.ops.selective_scan import selective_scan
+
+__all__ = ["causal_conv1d", "deinterleave", "interleave", "query_positions", "selective_scan"]

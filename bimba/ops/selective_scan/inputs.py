@@ -1,0 +1,94 @@
+"""What every backend of the scan shares: the checks, and the parts outside the recurrence (skip and gate)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bimba.types import BimbaError
+
+
+def state_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float32, or float64 when any input is."""
+    wide = any(x is not None and x.dtype == torch.float64 for x in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def skip(u: Tensor, D: Tensor, query_index: Tensor | None) -> Tensor:
+    """D u, (B, D, L) or (B, D, Q)."""
+    dtype = state_dtype(u, D)
+    if query_index is not None:
+        u = u.index_select(2, query_index)
+    return u.to(dtype) * D.to(dtype).unsqueeze(-1)
+
+
+def silu_gate(y: Tensor, z: Tensor) -> Tensor:
+    """y silu(z)."""
+    return y * F.silu(z.to(state_dtype(y, z)))
+
+
+def check_inputs(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    query_index: Tensor | None,
+) -> None:
+    """Raise BimbaError when shapes, dtypes or devices do not fit each other."""
+    if u.dim() != 3:
+        raise BimbaError(f"selective_scan: u must be (B, D, L), received shape {tuple(u.shape)}.")
+    if A.dim() != 2:
+        raise BimbaError(f"selective_scan: A must be (D, N), received shape {tuple(A.shape)}.")
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    outputs = length if query_index is None else _check_query_index(query_index, length)
+    groups = (B.shape[1],) if B.dim() == 4 else ()
+    expected = {
+        "delta": (delta, (batch, channels, length)),
+        "A": (A, (channels, states)),
+        "B": (B, (batch, *groups, states, length)),
+        "C": (C, (batch, *groups, states, outputs)),
+        "D": (D, (channels,)),
+        "z": (z, (batch, channels, outputs)),
+        "delta_bias": (delta_bias, (channels,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise BimbaError(
+                f"selective_scan: {name} must have shape {shape}, received {tuple(tensor.shape)} "
+                f"(u is {tuple(u.shape)}, N = {states}, positions asked for: {outputs})."
+            )
+        if not tensor.is_floating_point():
+            raise BimbaError(f"selective_scan: {name} must be a real floating-point tensor, received {tensor.dtype}.")
+        if tensor.device != u.device:
+            raise BimbaError(f"selective_scan: {name} is on {tensor.device}, u on {u.device}; put both on one device.")
+    if not u.is_floating_point():
+        raise BimbaError(f"selective_scan: u must be a real floating-point tensor, received {u.dtype}.")
+    if groups and (groups[0] < 1 or channels % groups[0]):
+        raise BimbaError(f"selective_scan: {channels} channels cannot be split into the {groups[0]} groups of B.")
+
+
+def _check_query_index(query_index: Tensor, length: int) -> int:
+    """The number of queries, after checking that they are increasing positions of the sequence."""
+    if query_index.dim() != 1 or query_index.dtype != torch.int64:
+        raise BimbaError(
+            f"selective_scan: query_index must be a (Q,) int64 tensor, "
+            f"received shape {tuple(query_index.shape)}, {query_index.dtype}."
+        )
+    if query_index.numel() == 0:
+        return 0
+    if int(query_index.min()) < 0 or int(query_index.max()) >= length:
+        raise BimbaError(
+            f"selective_scan: query_index must lie in [0, {length - 1}], "
+            f"received values from {int(query_index.min())} to {int(query_index.max())}."
+        )
+    if not bool((query_index[1:] > query_index[:-1]).all()):
+        raise BimbaError("selective_scan: query_index must be strictly increasing; sort it and drop repeats.")
+    return query_index.numel()

@@ -1,0 +1,1 @@
+"""Numbers for people: accuracies with intervals, tables, the demo's before and after, what this machine can run."""

@@ -1,0 +1,48 @@
+"""Tables: to the terminal with rich, to a file as Markdown, from the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bimba.report.accuracy import TaskScore
+
+SCORE_COLUMNS = ("Task", "Accuracy", "95 % interval", "Chance", "Questions")
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def interval(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def score_rows(scores: Sequence[TaskScore]) -> list[list[str]]:
+    """One row per task, for ``SCORE_COLUMNS``."""
+    return [[s.task, percent(s.accuracy), interval(s.low, s.high), percent(s.chance), str(s.n)] for s in scores]
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
+) -> None:
+    """Prints to the terminal; the first column is text, the others are right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    (console or Console()).print(table)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as Markdown, ending with a newline."""
+    head = ["---", *["---:"] * (len(columns) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [columns, head, *rows])
+
+
+def write_markdown(path: Path, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    path.write_text(f"# {title}\n\n{markdown_table(columns, rows)}", encoding="utf-8")

@@ -1,0 +1,180 @@
+"""From the node ``model`` of the configuration to a model and its processor: loaded, or new with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bimba.types import BimbaError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from bimba.model.bimba import BimbaForConditionalGeneration
+    from bimba.model.config import BimbaConfig
+    from bimba.model.processor import BimbaProcessor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# What may differ between a checkpoint and model.config: options of the run, no part of the weights.
+RUN_OPTIONS = ("num_frames", "temporal_pooling")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The node ``model``.
+
+    Attributes:
+        base: the checkpoint a training starts from unless ``checkpoint=`` names another one; None: random weights.
+        tokenizer: whose tokenizer a model with random weights gets.
+        dtype: of the frozen weights.
+        gradient_checkpointing: trade time for memory: layers are computed again in the backward pass.
+        config: keyword arguments of ``BimbaConfig``, without the compressor.
+        compressor: the node ``model.compressor``.
+        tuning, lora: see ``bimba.training.trainable``.
+    """
+
+    base: str | None
+    tokenizer: str
+    dtype: str
+    gradient_checkpointing: bool
+    config: dict[str, Any]
+    compressor: dict[str, Any] | None
+    tuning: str
+    lora: dict[str, Any] | None
+
+    @classmethod
+    def from_node(cls, node: Mapping[str, Any]) -> ModelSettings:
+        """Reads the node; a key that nobody reads, or a missing one, is an error."""
+        expected = set(cls.__dataclass_fields__)
+        unknown, missing = sorted(set(node) - expected), sorted(expected - set(node))
+        if unknown or missing:
+            raise BimbaError(
+                f"The configuration node model has unknown keys ({', '.join(unknown) or 'none'}) or lacks some "
+                f"({', '.join(missing) or 'none'}); expected {', '.join(sorted(expected))}."
+            )
+        if node["dtype"] not in DTYPES:
+            raise BimbaError(f"model.dtype is {node['dtype']!r}; expected one of {', '.join(DTYPES)}.")
+        return cls(**node)
+
+
+def build_model(
+    settings: ModelSettings, checkpoint: str | None
+) -> tuple[BimbaForConditionalGeneration, BimbaProcessor]:
+    """The model training starts from.
+
+    Args:
+        settings: the node ``model``.
+        checkpoint: a checkpoint's folder or name; None: random weights.
+
+    Raises:
+        BimbaError: no checkpoint there, or one of other sizes than ``settings.config``.
+    """
+    if checkpoint is None:
+        model, processor = _new_model(settings)
+    else:
+        from bimba.checkpoint import load_pretrained
+
+        model, processor = load_pretrained(
+            checkpoint,
+            compressor=settings.compressor,
+            temporal_pooling=settings.config.get("temporal_pooling"),
+            dtype=DTYPES[settings.dtype],
+        )
+        check_sizes(model.config, settings.config, checkpoint)
+        if "num_frames" in settings.config:
+            model.config.num_frames = processor.num_frames = settings.config["num_frames"]
+    if settings.gradient_checkpointing:
+        # A frozen vision tower keeps nothing for a backward pass; transformers would make it run one.
+        for part in [model.language_model, *([model.vision_tower] if settings.tuning == "full" else [])]:
+            enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)  # 5.2x renamed it
+            enable({"use_reentrant": False})
+    return model, processor
+
+
+def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, BimbaProcessor]:
+    """A model with random weights, and a processor around an existing tokenizer."""
+    from transformers import SiglipImageProcessor
+
+    from bimba.data.tokenize import VIDEO_TOKEN
+    from bimba.model.bimba import BimbaForConditionalGeneration
+    from bimba.model.config import BimbaConfig
+    from bimba.model.processor import BimbaProcessor
+
+    tokenizer = _load_tokenizer(settings.tokenizer)
+    video_token_id = tokenizer.get_vocab().get(VIDEO_TOKEN)
+    if video_token_id is None:
+        raise BimbaError(f"The tokenizer {settings.tokenizer} has no token {VIDEO_TOKEN}, which stands for a video; add it.")
+    text_config = {"vocab_size": len(tokenizer), **settings.config["text_config"]}
+    if text_config["vocab_size"] < len(tokenizer):
+        raise BimbaError(
+            f"model.config.text_config.vocab_size is {text_config['vocab_size']}, but the tokenizer {settings.tokenizer} "
+            f"has {len(tokenizer)} tokens; give at least that, or leave the key out."
+        )
+    sizes = {**settings.config, "text_config": text_config}
+    config = BimbaConfig(**sizes, compressor=settings.compressor, video_token_id=video_token_id)
+    model = BimbaForConditionalGeneration(config).to(DTYPES[settings.dtype])
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    side = config.vision_config.image_size
+    processor = BimbaProcessor(
+        SiglipImageProcessor(size={"height": side, "width": side}),
+        tokenizer,
+        patch_grid=config.patch_grid,
+        temporal_pooling=config.temporal_pooling,
+        newline_position=config.newline_position,
+        num_frames=config.num_frames,
+    )
+    return model, processor
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    from bimba.checkpoint.io import SHIPPED
+
+    source = files("bimba") / "assets" / SHIPPED[name] if name in SHIPPED else name
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise BimbaError(f"model.tokenizer={name} cannot be loaded from {source}: {error}") from error
+
+
+def check_sizes(config: BimbaConfig, wanted: Mapping[str, Any], checkpoint: str) -> None:
+    """Raises ``BimbaError`` unless a loaded model has the sizes that the configuration says it has."""
+    have = config.to_dict()
+    differences = [d for d in _differences(have, wanted, "") if d.split(":")[0] not in RUN_OPTIONS]
+    if differences:
+        raise BimbaError(
+            f"The checkpoint {checkpoint} is another model than model.config describes: {'; '.join(differences)}. "
+            "Choose the matching model (model=bimba_tiny, model=bimba_qwen2_7b), or set these keys to the checkpoint's."
+        )
+
+
+def _differences(have: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str) -> list[str]:
+    found = []
+    for key, value in wanted.items():
+        if isinstance(value, Mapping) and isinstance(have.get(key), Mapping):
+            found += _differences(have[key], value, f"{prefix}{key}.")
+        elif key not in have or have[key] != value:
+            found.append(f"{prefix}{key}: checkpoint {have.get(key)!r}, model.config {value!r}")
+    return found
+
+
+def accumulation_steps(global_batch_size: int, batch_size: int, world_size: int) -> int:
+    """How many batches of each rank make one optimizer step.
+
+    Raises:
+        BimbaError: the global batch is not a whole number of batches.
+    """
+    per_pass = batch_size * world_size
+    if global_batch_size < 1 or global_batch_size % per_pass:
+        raise BimbaError(
+            f"data.global_batch_size is {global_batch_size}; expected a multiple of {per_pass} (data.batch_size "
+            f"{batch_size} on each of {world_size} processes). Change one of the two."
+        )
+    return global_batch_size // per_pass

@@ -1,0 +1,132 @@
+"""What happens around training steps: bad videos are counted and capped, and the model is kept safe on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from bimba.checkpoint import save_pretrained
+from bimba.types import BadSample, Batch, BimbaError
+
+log = logging.getLogger(__name__)
+
+
+def progress_bar(refresh_rate: int = 1) -> RichProgressBar:
+    """Lightning's rich progress bar: one line that stays after the run, numbers with four digits.
+
+    Args:
+        refresh_rate: redraw after this many batches; raise it where a terminal is slow.
+    """
+    theme = RichProgressBarTheme(metrics_format=".4g")
+    return RichProgressBar(refresh_rate=refresh_rate, leave=True, theme=theme)
+
+
+class BadVideoGuard(L.Callback):
+    """Bad samples are skipped, counted, listed with their error, and end the run once they are too many.
+
+    The rule: stop as soon as ``bad > max_bad_share * max(seen, min_samples)``. So at 1 % and 100 samples one bad
+    sample among the first hundred is put up with, a second one is not. Every sample this rank meets counts.
+
+    Args:
+        run_dir: gets ``bad_videos.jsonl``, one line ``{"step", "path", "error"}`` per bad sample.
+        max_bad_share: the largest share of bad samples that is put up with, 0 to 1.
+        min_samples: until so many samples are seen, the share is taken of this number.
+    """
+
+    FILE_NAME = "bad_videos.jsonl"
+
+    def __init__(self, run_dir: str | Path, max_bad_share: float = 0.01, min_samples: int = 100):
+        if not 0.0 <= max_bad_share <= 1.0:
+            raise BimbaError(f"max_bad_share is {max_bad_share}; expected a share between 0 and 1.")
+        if min_samples < 1:
+            raise BimbaError(f"min_samples is {min_samples}; expected 1 or more samples.")
+        self.path = Path(run_dir) / self.FILE_NAME
+        self.max_bad_share = max_bad_share
+        self.min_samples = min_samples
+        self.seen = 0
+        self.bad = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: Any) -> None:
+        bad = batch.get("bad_samples", [])
+        self.seen += len(bad) + (len(batch["input_ids"]) if "input_ids" in batch else 0)
+        if bad:
+            self.bad += len(bad)
+            self._write(trainer.global_step, bad)
+        pl_module.log("data/bad_videos", float(self.bad), batch_size=1)
+        if self.bad > self.max_bad_share * max(self.seen, self.min_samples):
+            raise BimbaError(
+                f"{self.bad} of the first {self.seen} training samples could not be read. The rule: at most "
+                f"{self.max_bad_share:.3g} (callbacks.bad_videos.max_bad_share) of the samples seen, counted as at least "
+                f"{self.min_samples} (min_samples). Each is listed with its error in {self.path}, the last one is: "
+                f"{bad[-1].error if bad else 'see there'} Repair or remove these files, or raise the allowed share."
+            )
+
+    def _write(self, step: int, bad: list[BadSample]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            for sample in bad:
+                log.warning("Skipped a training sample: %s", sample.error)
+                file.write(json.dumps({"step": step, "path": sample.path, "error": sample.error}) + "\n")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.bad:
+            log.warning("%d of %d training samples could not be read; see %s", self.bad, self.seen, self.path)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self.seen, "bad": self.bad}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.seen, self.bad = state_dict["seen"], state_dict["bad"]
+
+
+class SaveCheckpoint(L.Callback):
+    """Keeps ``<run_dir>/checkpoint/``: the whole model as everything else loads it, adapters merged.
+
+    Written at the end, after every ``every_n_steps`` optimizer steps, and when the run is interrupted (Ctrl-C,
+    SIGTERM) or stopped by a ``BimbaError``. After any other error the weights may be what is wrong: the last one
+    written stays. The folder is complete or absent, never half written.
+
+    Args:
+        run_dir: gets the folder ``checkpoint``.
+        every_n_steps: None: only at the end.
+    """
+
+    def __init__(self, run_dir: str | Path, every_n_steps: int | None = None):
+        if every_n_steps is not None and every_n_steps < 1:
+            raise BimbaError(f"every_n_steps is {every_n_steps}; expected 1 or more, or null for the end only.")
+        self.folder = Path(run_dir) / "checkpoint"
+        self.every_n_steps = every_n_steps
+        self._saved_at_step: int | None = None  # the step of the weights in the folder, or the one training began with
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._save_if_new(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step != self._saved_at_step or not self.folder.is_dir():  # not there: a run of no steps
+            self._save(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._saved_at_step is not None and isinstance(exception, KeyboardInterrupt | SIGTERMException | BimbaError):
+            self._save_if_new(trainer, pl_module)
+
+    def _save_if_new(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # With accumulation several batches share a step: one save.
+        if trainer.global_step != self._saved_at_step:
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at_step = trainer.global_step
+        if trainer.is_global_zero:
+            save_pretrained(pl_module.model, pl_module.processor, self.folder)
+            log.info("The model after step %d is in %s", trainer.global_step, self.folder)

@@ -1,0 +1,120 @@
+"""The optimizer: AdamW in groups, and a cosine that ends with the run.
+
+The schedule is the one LLaVA-Video and BIMBA were trained with (transformers' ``get_cosine_schedule_with_warmup``):
+linear from 0 over ``ceil(warmup_ratio * steps)`` steps, so the very first step has rate 0 when there is a warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from bimba.training.trainable import part_of
+from bimba.types import BimbaError
+
+SCHEDULES = ("cosine", "constant")
+
+# Decay rates and skip weights of a scan: pulling them towards zero would change what the scan remembers.
+SCAN_CONSTANTS = ("A_log", "A_b_log", "D", "D_b")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The node ``optimizer``.
+
+    Attributes:
+        lr: learning rate after warm-up.
+        compressor_lr: the compressor's own rate; None means ``lr``.
+        projector_lr: the projector's own rate; None means ``lr``.
+        weight_decay: for matrices only; never for biases, norms and the scan's constants.
+        betas: AdamW's averaging.
+        eps: AdamW's floor.
+        warmup_ratio: share of all steps with a rising rate.
+        schedule: after warm-up, "cosine" (to ``min_lr_ratio``) or "constant".
+        min_lr_ratio: what is left of the rate at the end of the cosine.
+    """
+
+    lr: float
+    compressor_lr: float | None = None
+    projector_lr: float | None = None
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"
+    min_lr_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise BimbaError(f"optimizer.schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}.")
+        for key in ("warmup_ratio", "min_lr_ratio"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise BimbaError(f"optimizer.{key} is {getattr(self, key)}; expected a share between 0 and 1.")
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to a parameter."""
+    return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in SCAN_CONSTANTS
+
+
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """AdamW's groups over the trained parameters, each with ``name``, ``lr`` and ``weight_decay``.
+
+    Raises:
+        BimbaError: nothing is trained, or a rate is set for a part without trained parameters.
+    """
+    own_rates = {"compressor": settings.compressor_lr, "projector": settings.projector_lr}
+    own_rates = {part: rate for part, rate in own_rates.items() if rate is not None}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = part_of(name)
+        owner = part if part in own_rates else "base"
+        decayed = is_decayed(name, parameter)
+        group = groups.setdefault(
+            (owner, decayed),
+            {
+                "name": owner if decayed else f"{owner}_no_decay",
+                "lr": own_rates.get(owner, settings.lr),
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+                "params": [],
+            },
+        )
+        group["params"].append(parameter)
+    if not groups:
+        raise BimbaError("The model has no trained parameter; check model.tuning.")
+    unused = set(own_rates) - {owner for owner, _ in groups}
+    if unused:
+        keys = ", ".join(f"optimizer.{part}_lr" for part in sorted(unused))
+        raise BimbaError(f"{keys} is set, but that part of the model has no trained parameters; set it to null.")
+    return list(groups.values())
+
+
+def rate_factor(settings: OptimizerSettings, total_steps: int) -> Callable[[int], float]:
+    """The factor on every group's rate as a function of the number of optimizer steps already taken."""
+    warmup_steps = math.ceil(settings.warmup_ratio * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        if settings.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * cosine
+
+    return factor
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, total_steps: int) -> tuple[AdamW, LambdaLR]:
+    """The optimizer over ``model``'s trained parameters and its schedule, to be advanced once per optimizer step."""
+    groups = parameter_groups(model, settings)
+    optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return optimizer, LambdaLR(optimizer, rate_factor(settings, total_steps))

@@ -1,0 +1,71 @@
+"""Words that every floor shares: the axis legend, the frames of a video, a batch, and what can go wrong.
+
+Axis legend (used in every shape comment of this package)::
+
+    B batch · T frames · H, W patch rows, columns · C hidden size · L sequence · D inner channels · N state · Q queries
+
+Nothing here imports torch: ``import bimba`` stays cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class BimbaError(Exception):
+    """An error whose message is meant for the user: what was received, what was expected, what to do."""
+
+
+class VideoDecodeError(BimbaError):
+    """A video file that cannot be read. The message names the file."""
+
+
+class SequenceTooLongError(BimbaError):
+    """A sample longer than the model's limit. The message gives both lengths."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Decoded frames of one video.
+
+    Attributes:
+        pixels: (T, height, width, 3) uint8, RGB.
+        times_s: (T,) float64, presentation time of each frame in seconds.
+        indices: (T,) int64, position of each frame in the video; may repeat when the video is short.
+        duration_s: length of the whole video in seconds.
+        path: the file the frames come from.
+    """
+
+    pixels: np.ndarray
+    times_s: np.ndarray
+    indices: np.ndarray
+    duration_s: float
+    path: str
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A training sample that could not be read: reported, counted, never replaced by another."""
+
+    path: str
+    error: str
+
+
+class Batch(TypedDict, total=False):
+    """What collate hands to the model.
+
+    ``pixel_values_videos`` holds one (T, 3, height, width) float tensor per video, in the order in which the
+    videos' placeholder tokens appear in ``input_ids``; videos may differ in T. A batch whose samples were all
+    bad has ``bad_samples`` only.
+    """
+
+    input_ids: Tensor  # (B, L) int64, right-padded
+    attention_mask: Tensor  # (B, L) int64, 1 = token, 0 = padding
+    labels: Tensor  # (B, L) int64, -100 = not trained on
+    pixel_values_videos: list[Tensor]
+    bad_samples: list[BadSample]

@@ -1,0 +1,118 @@
+"""Scores a checkpoint with the lmms-eval harness: ``python evaluate.py checkpoint=... benchmark=needle``.
+
+Differs from the ``lmms-eval`` command in one way: the harness exits 0 when an evaluation failed, this does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import OmegaConf
+
+from bimba.types import BimbaError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lmms_eval_plugin.models.bimba import Bimba
+
+log = logging.getLogger(__name__)
+
+
+def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
+    """The harness's results, with every answer under ``samples``.
+
+    Raises:
+        BimbaError: the harness stopped without results.
+    """
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    tasks = list(config.benchmark.tasks)
+    # Reading the harness's own two thousand task files takes seconds: only if a task is not ours.
+    manager = TaskManager(include_defaults=False, model_name="bimba")
+    if not set(tasks) <= set(manager.all_tasks):
+        manager = TaskManager(model_name="bimba")
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise BimbaError(f"The harness has no task {', '.join(unknown)}; `lmms-eval --tasks list` prints all names.")
+    try:
+        results = simple_evaluate(
+            model=model,
+            model_args=f"pretrained={config.checkpoint}",
+            tasks=tasks,
+            batch_size=config.batch_size,
+            device=str(model.device),
+            limit=config.limit,
+            task_manager=manager,
+            bootstrap_iters=0,
+        )
+    except SystemExit as stop:  # tasks of the harness leave so when a video is missing, some of them with code 0
+        raise BimbaError(f"The harness stopped before it had results: {stop.code}.") from stop
+    if not results:
+        raise BimbaError("The harness returned no results; its log above says why.")
+    return results
+
+
+def evaluate(config: DictConfig) -> None:
+    """Runs one benchmark, prints its table, and writes ``results.json``, ``summary.json``, ``samples/`` and a table."""
+    from lmms_eval.utils import handle_non_serializable
+
+    from bimba.report.accuracy import harness_scores
+    from bimba.report.files import write_json
+    from bimba.report.table import SCORE_COLUMNS, print_table, score_rows, write_markdown
+    from lmms_eval_plugin.models.bimba import Bimba
+
+    folder = Path(config.output_dir)
+    os.environ.update({name: str(value) for name, value in config.benchmark.environment.items()})
+    model = Bimba(
+        pretrained=config.checkpoint,
+        device=config.device,
+        dtype=config.dtype,
+        num_frames=config.num_frames,
+        batch_size=config.batch_size,
+    )
+    results = run_harness(model, config)
+    scores = harness_scores(results, config.benchmark.metric, config.benchmark.chance)
+
+    for task, rows in results.pop("samples").items():
+        write_json(folder / "samples" / f"{task}.json", {"task": task, "samples": rows}, handle_non_serializable)
+    write_json(folder / "results.json", results, handle_non_serializable)
+    summary = {
+        "checkpoint": config.checkpoint,
+        "benchmark": config.benchmark.name,
+        "num_frames": model.num_frames,
+        "limit": config.limit,
+        "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in scores},
+        "unreadable_videos": model.unreadable,
+    }
+    write_json(folder / "summary.json", summary)
+    title = f"{config.benchmark.name}: {config.checkpoint}"
+    write_markdown(folder / "summary.md", title, SCORE_COLUMNS, score_rows(scores))
+    print_table(title, SCORE_COLUMNS, score_rows(scores))
+    if model.unreadable:
+        log.error("%d videos could not be read; their questions count as wrong (summary.json)", len(model.unreadable))
+    log.info("Results are in %s", folder)
+
+
+@hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
+def main(config: DictConfig) -> None:
+    try:
+        OmegaConf.resolve(config)
+        evaluate(config)
+    except BimbaError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    here = str(Path(__file__).resolve().parent)
+    os.environ.setdefault("BIMBA_ROOT", here)  # conf/paths reads it
+    # The harness imports Hugging Face's `evaluate`; with this folder first in line it would get this file instead.
+    sys.path.sort(key=lambda entry: entry == here)
+    main()

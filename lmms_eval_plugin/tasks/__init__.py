@@ -1,0 +1,1 @@
+"""Tasks for the harness: one folder each."""

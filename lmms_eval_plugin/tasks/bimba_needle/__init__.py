@@ -1,0 +1,1 @@
+"""Needles in long videos: retrieval, ordering, counting."""

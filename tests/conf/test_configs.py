@@ -1,0 +1,172 @@
+"""Every configuration composes, every key has a reader, and what can be built without a checkpoint is built."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_class, get_method, instantiate
+from omegaconf import OmegaConf
+
+from bimba.training import ModelSettings
+from bimba.training.optim import OptimizerSettings
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+GROUPS = ("model", "model/compressor", "data", "trainer", "optimizer", "logger", "callbacks", "experiment", "debug")
+CHOICES = [f"{group}={option}" for group in GROUPS for option in options(group)]
+
+
+@pytest.fixture(autouse=True)
+def conf(monkeypatch, tmp_path):
+    monkeypatch.setenv("BIMBA_ROOT", str(ROOT))
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+    HydraConfig.instance().cfg = None
+
+
+def train_config(tmp_path, *overrides):
+    cfg = compose("train", [f"hydra.run.dir={tmp_path}", *overrides], return_hydra_config=True)
+    cfg.hydra.runtime.output_dir = str(tmp_path)
+    HydraConfig.instance().set_config(cfg)
+    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    OmegaConf.set_struct(plain, True)
+    return plain
+
+
+def keys(node, prefix=""):
+    """Dotted names of all keys of a configuration, without those below free-form nodes."""
+    found = set()
+    for key, value in node.items():
+        found.add(f"{prefix}{key}")
+        if isinstance(value, dict):
+            found |= keys(value, f"{prefix}{key}.")
+    return found
+
+
+def test_the_groups_of_the_design_are_there():
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} >= set(GROUPS) - {"model/compressor"} | {
+        "paths",
+        "hydra",
+        "benchmark",
+    }
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_option_composes_and_resolves(choice, tmp_path):
+    cfg = train_config(tmp_path, choice)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    ModelSettings.from_node(OmegaConf.to_container(cfg.model, resolve=True))
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_opens_with_its_command_and_adds_no_key(experiment, tmp_path):
+    lines = (CONF / f"experiment/{experiment}.yaml").read_text().splitlines()
+    assert lines[1].startswith(f"# python train.py experiment={experiment}")
+    cfg = train_config(tmp_path, f"experiment={experiment}")
+    chosen = HydraConfig.get().runtime.choices
+    groups = [f"{group}={chosen[group]}" for group in GROUPS if chosen.get(group) and group not in ("experiment", "debug")]
+    without = train_config(tmp_path, *groups)
+    added = keys(OmegaConf.to_container(cfg)) - keys(OmegaConf.to_container(without))
+    assert not added, f"keys that no group defines, so nobody reads them: {sorted(added)}"
+
+
+@pytest.mark.parametrize("debug", options("debug"))
+def test_debug_adds_no_key(debug, tmp_path):
+    added = keys(OmegaConf.to_container(train_config(tmp_path, f"debug={debug}"))) - keys(
+        OmegaConf.to_container(train_config(tmp_path))
+    )
+    assert not added
+
+
+def targets(node):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "_target_":
+                yield value
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_target_exists(choice, tmp_path):
+    for target in set(targets(OmegaConf.to_container(train_config(tmp_path, choice)))):
+        try:
+            get_class(target)
+        except ValueError:
+            get_method(target)
+
+
+@pytest.mark.parametrize("trainer", [name for name in options("trainer") if name not in ("gpu", "ddp")])
+def test_trainers_loggers_and_callbacks_are_built(trainer, tmp_path, train_script):
+    for callbacks, logger in itertools.product(options("callbacks"), options("logger")):
+        cfg = train_config(tmp_path, f"trainer={trainer}", f"callbacks={callbacks}", f"logger={logger}")
+        built = train_script.build_trainer(cfg)
+        assert built.max_steps == cfg.trainer.max_steps
+        assert len(built.loggers) == len(cfg.logger)
+
+
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+def test_gpu_trainers_are_built_on_the_cpu_for_want_of_one(trainer, tmp_path, train_script):
+    overrides = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
+    train_script.build_trainer(train_config(tmp_path, f"trainer={trainer}", *overrides))
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+def test_optimizers_are_built(optimizer, tmp_path):
+    built = instantiate(train_config(tmp_path, f"optimizer={optimizer}").optimizer, _convert_="all")
+    assert isinstance(built, OptimizerSettings)
+    assert built.betas == [0.9, 0.999]
+
+
+@pytest.mark.parametrize("compressor", options("model/compressor"))
+@pytest.mark.parametrize("model", options("model"))
+def test_models_have_the_published_sizes(model, compressor, tmp_path):
+    from bimba import BimbaConfig, BimbaForConditionalGeneration
+
+    cfg = train_config(tmp_path, f"model={model}", f"model/compressor={compressor}")
+    settings = ModelSettings.from_node(OmegaConf.to_container(cfg.model, resolve=True))
+    sizes = settings.config
+    sizes["text_config"].setdefault("vocab_size", 1000)
+    with torch.device("meta"):
+        built = BimbaForConditionalGeneration(BimbaConfig(**sizes, compressor=settings.compressor))
+    total = sum(p.numel() for p in built.parameters())
+    if model == "bimba_qwen2_7b":
+        assert 7.9e9 < total < 8.2e9
+        if compressor == "mamba":
+            assert sum(p.numel() for p in built.compressor.parameters()) == 84_284_928
+    if model == "bimba_tiny":
+        assert 1e6 < total < 3e6
+
+
+@pytest.mark.parametrize("override", ["trainer.max_stepps=3", "nonsense=1", "data.batchsize=2", "optimizer.rate=1"])
+def test_an_unknown_key_is_an_error(override, tmp_path):
+    with pytest.raises(ConfigCompositionException, match=override.split("=")[0]):
+        train_config(tmp_path, override)
+
+
+def test_without_arguments_it_is_the_embedded_default(tmp_path):
+    cfg = train_config(tmp_path)
+    assert (cfg.model.base, cfg.checkpoint, cfg.trainer.accelerator) == ("bimba-tiny", "bimba-tiny", "cpu")
+    assert HydraConfig.get().runtime.choices["data"] == "needle"
+
+
+def test_the_published_recipe(tmp_path):
+    cfg = train_config(tmp_path, "experiment=bimba_7b")
+    assert (cfg.optimizer.lr, cfg.optimizer.warmup_ratio, cfg.optimizer.weight_decay) == (1e-6, 0.03, 0.0)
+    assert (cfg.model.lora.r, cfg.model.lora.alpha, cfg.model.lora.dropout) == (128, 32, 0.05)
+    assert (cfg.model.config.num_frames, cfg.model.config.temporal_pooling) == (64, 1)
+    assert cfg.trainer.gradient_clip_val == 1.0

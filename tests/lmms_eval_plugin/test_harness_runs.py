@@ -1,0 +1,143 @@
+"""The whole road: harness, plugin, tasks, engine, on a random checkpoint and real mp4 files."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_checkpoint import NUM_FRAMES, QUESTIONS_PER_TASK, write_needles
+
+from bimba.inference import EncodedVideo, VideoQA
+from bimba.inference.answer import Generation
+from lmms_eval_plugin.tasks.bimba_needle.task import doc_to_text, load_questions
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TASKS = [f"bimba_needle_{task}" for task in ("counting", "ordering", "retrieval")]
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path):
+    """Runs ``python evaluate.py ...`` in this process (importing the harness again would take ten seconds)."""
+    monkeypatch.setattr(sys, "path", [str(REPOSITORY), *sys.path])
+    for variable in ("BIMBA_ROOT", "BIMBA_NEEDLE_ROOT"):
+        monkeypatch.setenv(variable, "unset by the test")
+        monkeypatch.delenv(variable)
+
+    def run(*overrides: str) -> Path:
+        arguments = ["evaluate.py", f"output_dir={tmp_path}/out", "device=cpu", *overrides]
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_path(str(REPOSITORY / "evaluate.py"), run_name="__main__")
+        return tmp_path / "out"
+
+    return run
+
+
+def expected_answers(checkpoint, task):
+    engine = VideoQA.from_pretrained(checkpoint, device="cpu")
+    return [engine.encode(q["video"]).ask(doc_to_text(q), 16) for q in load_questions(task)]
+
+
+def test_the_lmms_eval_command_needs_no_flag(checkpoint, needle_root, tmp_path):
+    command = [
+        str(Path(sys.executable).parent / "lmms-eval"),
+        *("--model", "bimba", "--model_args", f"pretrained={checkpoint},device=cpu", "--tasks", "bimba_needle"),
+        *("--batch_size", "1", "--limit", "2", "--log_samples", "--output_path", str(tmp_path)),
+    ]
+    environment = {**os.environ, "BIMBA_NEEDLE_ROOT": str(needle_root), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    files = list(tmp_path.rglob("*_results.json"))
+    assert len(files) == 1, done.stderr[-3000:]  # its exit code is 0 even when it failed
+    results = json.loads(files[0].read_text())
+    assert sorted(results["n-samples"]) == TASKS
+    assert all(0 <= results["results"][task]["accuracy,none"] <= 1 for task in ["bimba_needle", *TASKS])
+    assert len(list(tmp_path.rglob("*_samples_bimba_needle_*.jsonl"))) == 3
+
+
+def test_evaluate_writes_what_the_engine_answers(evaluate, checkpoint, needle_root, monkeypatch, capsys):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+    out = evaluate(f"checkpoint={checkpoint}")
+
+    summary = json.loads((out / "summary.json").read_text())
+    results = json.loads((out / "results.json").read_text())
+    assert sorted(summary["tasks"]) == TASKS
+    for task, score in summary["tasks"].items():
+        answers = expected_answers(checkpoint, task.removeprefix("bimba_needle_"))
+        samples = json.loads((out / "samples" / f"{task}.json").read_text())["samples"]
+        assert [sample["filtered_resps"] for sample in samples] == [[answer] for answer in answers]
+        right = sum(answer == sample["target"] for answer, sample in zip(answers, samples))
+        assert score["n"] == QUESTIONS_PER_TASK
+        assert score["chance"] == 0.25
+        assert score["accuracy"] == right / QUESTIONS_PER_TASK == results["results"][task]["accuracy,none"]
+        assert score["low"] <= score["accuracy"] <= score["high"]
+    assert (summary["num_frames"], summary["unreadable_videos"]) == (NUM_FRAMES, {})
+    assert (out / "summary.md").read_text().count("| bimba_needle_") == 3
+    assert "bimba_needle_retrieval" in capsys.readouterr().out
+
+
+def test_right_answers_are_scored(evaluate, checkpoint, needle_root, monkeypatch):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+    monkeypatch.setattr(EncodedVideo, "generate", lambda self, prompt, n: Generation("B.", 1, 1))
+    out = evaluate(f"checkpoint={checkpoint}", "benchmark.tasks=[bimba_needle_retrieval]")
+    assert json.loads((out / "summary.json").read_text())["tasks"]["bimba_needle_retrieval"]["accuracy"] == 0.25
+
+
+def test_an_unreadable_video_is_listed_in_the_summary(evaluate, checkpoint, tmp_path, monkeypatch):
+    root = write_needles(tmp_path / "needle")
+    broken = root / "test" / "videos" / "b.mp4"
+    broken.write_bytes(broken.read_bytes()[:100])
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(root))
+    out = evaluate(f"checkpoint={checkpoint}")
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["unreadable_videos"]) == [str(broken.resolve())]
+    assert all(score["n"] == QUESTIONS_PER_TASK for score in summary["tasks"].values())
+
+
+def test_evaluate_limits_questions_and_frames(evaluate, checkpoint, needle_root, monkeypatch):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+    out = evaluate(f"checkpoint={checkpoint}", "limit=1", "num_frames=2", "benchmark.tasks=[bimba_needle_counting]")
+    summary = json.loads((out / "summary.json").read_text())
+    assert {task: score["n"] for task, score in summary["tasks"].items()} == {"bimba_needle_counting": 1}
+    assert (summary["num_frames"], summary["limit"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["benchmark.environment.BIMBA_NEEDLE_ROOT=/nowhere"], "error: No needle test data.*python train.py"),
+        (["checkpoint=/nowhere"], "error: .*checkpoint.*/nowhere"),
+        (["device=nonsense"], "error: .*'nonsense'"),
+    ],
+)
+def test_a_failed_evaluation_does_not_exit_0(evaluate, checkpoint, overrides, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        evaluate(f"checkpoint={checkpoint}", *overrides)
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_harness_that_leaves_with_code_0_is_an_error(evaluate, checkpoint, needle_root, monkeypatch):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", lambda **kwargs: sys.exit(0))
+    with pytest.raises(SystemExit, match="stopped before it had results") as caught:
+        evaluate(f"checkpoint={checkpoint}")
+    assert caught.value.code != 0
+
+
+def test_an_unknown_key_is_an_error_and_help_is_immediate():
+    code = "import runpy; sys.argv[0] = 'evaluate.py'; runpy.run_path('evaluate.py', run_name='__main__')"
+    check = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    done = subprocess.run(
+        [sys.executable, "-c", check + code, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "checkpoint" in done.stdout
+    assert done.stdout.rstrip().endswith("False")
+    done = subprocess.run(
+        [sys.executable, "evaluate.py", "chekpoint=x"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert "chekpoint" in done.stderr

@@ -1,0 +1,151 @@
+"""The harness's model, fed with requests as the harness builds them."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+from lmms_eval.api.instance import Instance
+from tiny_checkpoint import NUM_FRAMES, write_video
+
+import bimba.inference.engine as engine_module
+from bimba.inference import VideoQA
+from bimba.types import BimbaError, SequenceTooLongError
+from lmms_eval_plugin.models.bimba import Bimba, generation_options
+
+GEN_KWARGS = {"max_new_tokens": 6, "do_sample": False, "until": ["\n\n"]}
+TASK, SPLIT = "task", "test"
+
+
+@pytest.fixture
+def videos(tmp_path):
+    return [str(write_video(tmp_path / f"{i}.mp4", seed=i)) for i in range(2)]
+
+
+@pytest.fixture
+def model(checkpoint) -> Bimba:
+    return Bimba(pretrained=str(checkpoint), device="cpu")
+
+
+def messages(doc):
+    return [
+        {"role": "user", "content": [{"type": "video", "url": doc["video"]}, {"type": "text", "text": doc["text"]}]}
+    ]
+
+
+def requests(model, docs, gen_kwargs=GEN_KWARGS, to_messages=messages):
+    model.task_dict[TASK] = {SPLIT: docs}
+    metadata = [{"task": TASK, "doc_id": i, "repeats": 1} for i in range(len(docs))]
+    arguments = [("", to_messages, deepcopy(gen_kwargs), i, TASK, SPLIT) for i in range(len(docs))]
+    return [Instance("generate_until", a, 0, m) for a, m in zip(arguments, metadata)]
+
+
+def alternating_docs(videos, n=6):
+    return [{"video": videos[i % 2], "text": f"Question number {i}?"} for i in range(n)]
+
+
+def test_answers_come_in_request_order_and_each_video_is_decoded_and_encoded_once(model, videos, monkeypatch):
+    decoded, encoded = [], []
+    read_frames, encode_pixels = engine_module.read_frames, model.engine.encode_pixels
+    monkeypatch.setattr(engine_module, "read_frames", lambda path, n: (decoded.append(path), read_frames(path, n))[1])
+    monkeypatch.setattr(model.engine, "encode_pixels", lambda x: (encoded.append(len(x)), encode_pixels(x))[1])
+    docs = alternating_docs(videos)
+    results = model.generate_until(requests(model, docs))
+
+    assert decoded == videos
+    assert encoded == [NUM_FRAMES] * 2
+    engine = VideoQA(model.engine.model, model.engine.processor)
+    assert [r.text for r in results] == [engine.encode(d["video"]).ask(d["text"], 6) for d in docs]
+    assert len({r.text for r in results}) > 2
+    assert all(0 < r.token_counts.output_tokens <= 6 < r.token_counts.input_tokens for r in results)
+
+
+def test_generation_arguments_are_not_changed(model, videos):
+    asked = requests(model, alternating_docs(videos, 2))
+    model.generate_until(asked)
+    assert [request.args[2] for request in asked] == [GEN_KWARGS] * 2
+
+
+def test_text_ends_at_a_stop_string(model, videos):
+    docs = alternating_docs(videos, 1)
+    (whole,) = model.generate_until(requests(model, docs))
+    assert len(whole.text) > 2
+    (cut,) = model.generate_until(requests(model, docs, {**GEN_KWARGS, "until": [whole.text[2]]}))
+    assert cut.text == whole.text[: whole.text.index(whole.text[2])]
+
+
+def test_missing_videos_are_named_before_anything_is_decoded(model, videos, monkeypatch):
+    monkeypatch.setattr(engine_module, "read_frames", lambda *args: pytest.fail("decoded"))
+    docs = [{"video": videos[0], "text": "Who?"}, {"video": "/no/such.mp4", "text": "Who?"}]
+    with pytest.raises(BimbaError, match=r"1 videos are missing: /no/such\.mp4"):
+        model.generate_until(requests(model, docs))
+
+
+def test_a_prompt_that_is_too_long_is_found_before_anything_is_decoded(model, videos, monkeypatch):
+    monkeypatch.setattr(engine_module, "read_frames", lambda *args: pytest.fail("decoded"))
+    docs = [*alternating_docs(videos, 3), {"video": videos[0], "text": "why " * 500}]
+    with pytest.raises(SequenceTooLongError):
+        model.generate_until(requests(model, docs))
+
+
+def test_an_unreadable_video_is_counted_and_costs_no_other_answer(model, videos, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    docs = alternating_docs(videos, 4)
+    expected = [r.text for r in model.generate_until(requests(model, docs))]
+    mixed = [*docs[:2], {"video": str(broken), "text": "Who?"}, {"video": str(broken), "text": "What?"}, *docs[2:]]
+    results = [r.text for r in model.generate_until(requests(model, mixed))]
+    assert results == [*expected[:2], "", "", *expected[2:]]
+    assert list(model.unreadable) == [str(broken)]
+    assert "broken.mp4" in model.unreadable[str(broken)]
+
+
+def test_an_error_while_reading_that_is_not_the_videos_stops_the_run(model, videos, monkeypatch):
+    def out_of_memory(path, num_frames):
+        raise MemoryError("full")
+
+    monkeypatch.setattr(engine_module, "read_frames", out_of_memory)
+    with pytest.raises(MemoryError, match="full"):
+        model.generate_until(requests(model, alternating_docs(videos)))
+
+
+def test_what_is_not_one_question_about_one_video_is_refused(model, videos):
+    def two_videos(doc):
+        return [{"role": "user", "content": [{"type": "video", "url": doc["video"]}] * 2}]
+
+    with pytest.raises(BimbaError, match=r"document 0.*2 videos.*one user turn with one video"):
+        model.generate_until(requests(model, alternating_docs(videos, 1), to_messages=two_videos))
+
+
+def test_no_requests_are_no_answers(model):
+    assert model.generate_until([]) == []
+
+
+def test_what_cannot_work_says_why(model):
+    with pytest.raises(NotImplementedError, match="generate_until"):
+        model.loglikelihood([])
+    with pytest.raises(NotImplementedError, match="several rounds"):
+        model.generate_until_multi_round([])
+
+
+def test_the_harness_can_free_the_memory(model):
+    model.clean()
+    assert not hasattr(model, "engine")
+
+
+@pytest.mark.parametrize(
+    ("gen_kwargs", "expected"),
+    [
+        ({}, (16, [], {})),
+        ({"until": None, "max_new_tokens": 8}, (8, [], {})),
+        ({"until": "stop", "do_sample": False, "top_p": 1.0, "num_beams": 1}, (16, ["stop"], {"num_beams": 1})),
+        ({"temperature": 0.7}, (16, [], {"do_sample": True, "temperature": 0.7})),
+        ({"do_sample": True, "top_p": 0.9}, (16, [], {"do_sample": True, "top_p": 0.9})),
+        ({"do_sample": True, "temperature": 0}, (16, [], {})),
+        ({"do_sample": False, "temperature": 0.7}, (16, [], {})),
+    ],
+)
+def test_generation_options(gen_kwargs, expected):
+    before = deepcopy(gen_kwargs)
+    assert generation_options(gen_kwargs) == expected
+    assert gen_kwargs == before

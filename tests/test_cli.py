@@ -1,0 +1,131 @@
+"""The console script, in this process where it can be and in its own where imports and exit codes matter."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests/tiny_checkpoint.py, whatever pytest was called from
+
+from tiny_checkpoint import tiny_model, write_video
+
+from bimba import cli
+from bimba.inference import VideoQA
+from bimba.report import doctor
+from bimba.types import BimbaError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    from bimba.checkpoint import save_pretrained
+
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    save_pretrained(*tiny_model(), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> str:
+    return str(write_video(tmp_path_factory.mktemp("videos") / "noise.mp4"))
+
+
+def ask(checkpoint, *arguments):
+    return cli.main(["ask", *arguments, "--checkpoint", checkpoint, "--device", "cpu"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["doctor", "--help"]])
+def test_help_imports_no_torch(arguments):
+    code = "import sys; from bimba.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: bimba")
+    assert done.stdout.endswith("False\n")
+
+
+def test_ask_prints_one_answer_per_question(checkpoint, video, capsys):
+    encoded = VideoQA.from_pretrained(checkpoint, device="cpu").encode(video, num_frames=2)
+    assert ask(checkpoint, video, "Who?", "What?", "--frames", "2", "--max-new-tokens", "5") == 0
+    assert capsys.readouterr().out == f"{encoded.ask('Who?', 5)}\n{encoded.ask('What?', 5)}\n"
+
+
+def test_short_answers(checkpoint, video, capsys):
+    encoded = VideoQA.from_pretrained(checkpoint, device="cpu").encode(video)
+    assert ask(checkpoint, video, "Who?", "--short", "--max-new-tokens", "5") == 0
+    assert capsys.readouterr().out == f"{encoded.ask('Who?', 5, short=True)}\n"
+
+
+def test_options_and_json(checkpoint, video, capsys):
+    assert ask(checkpoint, video, "Which?", "--options", "red", "blue", "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["question"] == "Which?"
+    assert answer["answer"] in "AB"
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert ask(checkpoint, video, "Which?", "--options", "red", "blue") == 0
+    assert capsys.readouterr().out.startswith(f"{answer['answer']}: {'red' if answer['answer'] == 'A' else 'blue'} ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.mp4", "Who?"], "missing.mp4"),
+        (["VIDEO", " "], "question is empty"),
+        (["VIDEO", "Who?", "--options", "one"], "1 options"),
+        (["VIDEO", "Who?", "--frames", "100000"], "fewer frames"),
+        (["VIDEO", "Who?", "--options", "a", "b", "--short"], "do not go together"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(checkpoint, video, capsys, arguments, message):
+    assert ask(checkpoint, *(video if argument == "VIDEO" else argument for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_checkpoint_is_a_user_error(video, tmp_path, capsys):
+    assert ask(str(tmp_path), video, "Who?") == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_debug_shows_the_traceback(checkpoint, position):
+    arguments = ["ask", "missing.mp4", "Who?", "--checkpoint", checkpoint]
+    with pytest.raises(BimbaError):
+        cli.main(["--debug", *arguments] if position == "before" else [*arguments, "--debug"])
+
+
+def test_ctrl_c_exits_130(checkpoint, video, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoQA, "encode", interrupt)
+    assert ask(checkpoint, video, "Who?") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_command_is_needed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 2
+
+
+def test_doctor_names_versions_device_and_scan_backends(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert {"python", "torch", "lmms-eval", "cpu", "selective_scan: reference", "selective_scan: chunked"} <= set(
+        findings
+    )
+    assert sum("first choice" in state for state in findings.values()) == 1
+    assert cli.main(["doctor"]) == 0
+    assert "transformers" in capsys.readouterr().out
+
+
+def test_doctor_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "REQUIRED", ("no-such-package",))
+    assert cli.main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["no-such-package"].startswith("missing")

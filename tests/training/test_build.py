@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from bimba.checkpoint import save_pretrained
+from bimba.training.build import ModelSettings, accumulation_steps, build_model
+from bimba.types import BimbaError
+from tests.training.fakes import IMAGE_SIZE, SIZES, model_node, tiny_model
+
+MAMBA = {"name": "mamba", "d_state": 4}
+POOLED = {**SIZES, "temporal_pooling": 2}
+
+
+def build(checkpoint=None, **changes):
+    return build_model(ModelSettings.from_node(model_node(**changes)), checkpoint)
+
+
+def test_a_new_model_has_the_sizes_and_a_processor_that_fits():
+    model, processor = build(compressor=MAMBA, config=POOLED)
+    assert model.config.text_config.vocab_size == len(processor.tokenizer)
+    assert model.config.video_token_id == processor.video_token_id
+    assert model.compressor.layers[0].mixer.A_log.shape[1] == 4
+    frames = torch.zeros(4, 48, 64, 3, dtype=torch.uint8).numpy()
+    tokens = model.encode_video(processor.pixel_values(frames))
+    assert len(tokens) == processor.num_video_tokens(4)
+
+
+def test_a_checkpoint_is_loaded_with_the_compressor_and_pooling_of_the_configuration(tmp_path):
+    base, processor = tiny_model()
+    save_pretrained(base, processor, tmp_path / "base")
+    model, processor = build(str(tmp_path / "base"), compressor=MAMBA, config=POOLED)
+    assert torch.equal(model.projector[0].weight, base.projector[0].weight)
+    assert model.config.temporal_pooling == processor.temporal_pooling == 2
+    assert model.compressor is not None
+    again, _ = build(str(tmp_path / "base"), config={**SIZES, "num_frames": 6})
+    assert again.config.num_frames == 6
+
+
+def test_a_checkpoint_of_other_sizes_is_an_error_that_names_them(tmp_path):
+    save_pretrained(*tiny_model(), tmp_path / "base")
+    other = {**SIZES, "text_config": {**SIZES["text_config"], "num_hidden_layers": 3}}
+    with pytest.raises(BimbaError, match="text_config.num_hidden_layers: checkpoint 2, model.config 3"):
+        build(str(tmp_path / "base"), config=other)
+
+
+def test_no_such_checkpoint(tmp_path):
+    with pytest.raises(BimbaError, match="nowhere"):
+        build(str(tmp_path / "nowhere"))
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    def gradients(gradient_checkpointing):
+        torch.manual_seed(0)
+        model, processor = build(gradient_checkpointing=gradient_checkpointing, compressor=MAMBA)
+        torch.manual_seed(1)
+        pixels = torch.randn(4, 3, IMAGE_SIZE, IMAGE_SIZE)
+        ids = torch.full((1, processor.num_video_tokens(4) + 3), processor.video_token_id)
+        ids[0, -3:] = torch.tensor([5, 6, 7])
+        model.train()(input_ids=ids, labels=ids, pixel_values_videos=[pixels], use_cache=False).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"dtype": "float8"}, "model.dtype"),
+        ({"tokenizer": "/nowhere"}, "model.tokenizer=/nowhere"),
+        ({"config": {**SIZES, "text_config": {**SIZES["text_config"], "vocab_size": 3}}}, "vocab_size is 3"),
+        ({"nonsense": 1}, r"unknown keys \(nonsense\)"),
+    ],
+)
+def test_wrong_settings_are_explained(change, word):
+    with pytest.raises(BimbaError, match=word):
+        build(**change)
+
+
+def test_a_missing_key_is_named():
+    node = model_node()
+    del node["tuning"]
+    with pytest.raises(BimbaError, match=r"lacks some \(tuning\)"):
+        ModelSettings.from_node(node)
+
+
+@pytest.mark.parametrize(("arguments", "steps"), [((8, 8, 1), 1), ((16, 2, 4), 2), ((64, 1, 8), 8)])
+def test_accumulation(arguments, steps):
+    assert accumulation_steps(*arguments) == steps
+
+
+@pytest.mark.parametrize("arguments", [(8, 3, 1), (4, 8, 1), (0, 1, 1)])
+def test_a_global_batch_that_does_not_divide_is_an_error(arguments):
+    with pytest.raises(BimbaError, match="data.global_batch_size"):
+        accumulation_steps(*arguments)

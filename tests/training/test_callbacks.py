@@ -1,0 +1,135 @@
+import json
+
+import pytest
+import torch
+
+from bimba.checkpoint import load_pretrained
+from bimba.training.callbacks import BadVideoGuard, SaveCheckpoint, progress_bar
+from bimba.types import BimbaError
+from tests.training.fakes import FakeData, read_metrics, tiny_module, tiny_trainer
+
+
+def fit(tmp_path, callbacks, max_steps=4, **data):
+    module = tiny_module()
+    tiny_trainer(tmp_path, max_steps, callbacks).fit(module, FakeData(module.processor, **data))
+    return module
+
+
+def test_bad_videos_are_counted_listed_and_shown(tmp_path):
+    guard = BadVideoGuard(tmp_path, max_bad_share=0.5)
+    fit(tmp_path, [guard], bad=[1, 2])
+    assert (guard.seen, guard.bad) == (8, 2)
+    lines = [json.loads(line) for line in (tmp_path / "bad_videos.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 0, "path": "1.mp4", "error": "1.mp4: truncated"},
+        {"step": 1, "path": "2.mp4", "error": "2.mp4: truncated"},
+    ]
+    assert read_metrics(tmp_path)["data/bad_videos"] == [1, 2, 2, 2]
+
+
+def test_one_bad_video_among_the_first_few_is_put_up_with(tmp_path):
+    fit(tmp_path, [BadVideoGuard(tmp_path)], bad=[0])
+
+
+def test_a_second_one_ends_the_run_and_the_message_says_why(tmp_path):
+    with pytest.raises(BimbaError, match=r"2 of the first 4 training samples .* at most 0.01 .* at least 100") as error:
+        fit(tmp_path, [BadVideoGuard(tmp_path)], bad=[0, 3])
+    assert str(tmp_path / "bad_videos.jsonl") in str(error.value)
+    assert "3.mp4: truncated" in str(error.value)
+
+
+def test_the_share_is_of_what_was_seen_once_that_is_enough(tmp_path):
+    fit(tmp_path, [BadVideoGuard(tmp_path, max_bad_share=0.3, min_samples=4)], max_steps=4, bad=[3, 7])
+    with pytest.raises(BimbaError, match="2 of the first 6"):
+        fit(tmp_path, [BadVideoGuard(tmp_path, max_bad_share=0.3, min_samples=4)], max_steps=4, bad=[3, 5])
+
+
+def test_only_bad_videos_end_the_run(tmp_path):
+    with pytest.raises(BimbaError, match="2 of the first 2"):
+        fit(tmp_path, [BadVideoGuard(tmp_path)], bad=range(8))
+
+
+def test_zero_tolerance(tmp_path):
+    with pytest.raises(BimbaError, match="1 of the first 2"):
+        fit(tmp_path, [BadVideoGuard(tmp_path, max_bad_share=0.0)], bad=[0])
+
+
+@pytest.mark.parametrize("wrong", [{"max_bad_share": 1.5}, {"min_samples": 0}])
+def test_wrong_guard_settings_are_explained(tmp_path, wrong):
+    with pytest.raises(BimbaError, match=next(iter(wrong))):
+        BadVideoGuard(tmp_path, **wrong)
+
+
+def test_the_checkpoint_at_the_end_is_the_trained_model(tmp_path):
+    module = fit(tmp_path, [SaveCheckpoint(tmp_path)])
+    loaded, processor = load_pretrained(tmp_path / "checkpoint")
+    batch = next(iter(FakeData(processor, length=2).train_dataloader()))
+    inputs = {key: value for key, value in batch.items() if key != "bad_samples"}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, module.model.eval()(**inputs).logits, rtol=1e-4, atol=1e-4)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".checkpoint")]
+
+
+def saved_steps(monkeypatch):
+    steps = []
+    monkeypatch.setattr("bimba.training.callbacks.save_pretrained", lambda *_: steps.append(None))
+    return steps
+
+
+def test_every_n_steps_and_the_end_without_saving_twice(tmp_path, monkeypatch):
+    steps = saved_steps(monkeypatch)
+    callback = SaveCheckpoint(tmp_path, every_n_steps=2)
+    (tmp_path / "checkpoint").mkdir()
+    fit(tmp_path, [callback], max_steps=5)
+    assert len(steps) == 3  # after 2, 4 and 5
+    assert callback._saved_at_step == 5
+    fit(tmp_path, [SaveCheckpoint(tmp_path, every_n_steps=2)], max_steps=4)
+    assert len(steps) == 5  # after 2 and 4
+
+
+def test_a_run_of_no_steps_leaves_the_model_it_began_with(tmp_path):
+    fit(tmp_path, [SaveCheckpoint(tmp_path)], max_steps=0)
+    load_pretrained(tmp_path / "checkpoint")
+
+
+class StopAt(SaveCheckpoint):
+    """Raises after a step, then does what ``SaveCheckpoint`` does."""
+
+    def __init__(self, run_dir, step, exception):
+        super().__init__(run_dir)
+        self.step, self.exception = step, exception
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        super().on_train_batch_end(trainer, pl_module, *args)
+        if trainer.global_step == self.step:
+            raise self.exception
+
+
+@pytest.mark.parametrize(
+    ("exception", "raised"), [(KeyboardInterrupt(), SystemExit), (BimbaError("too many bad videos"), BimbaError)]
+)
+def test_an_interrupted_run_keeps_what_it_learned(tmp_path, exception, raised):
+    callback = StopAt(tmp_path, 2, exception)
+    with pytest.raises(raised):
+        fit(tmp_path, [callback])
+    load_pretrained(tmp_path / "checkpoint")
+    assert callback._saved_at_step == 2
+
+
+def test_after_any_other_error_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    steps = saved_steps(monkeypatch)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(tmp_path, [StopAt(tmp_path, 2, RuntimeError("out of memory"))])
+    assert steps == []
+
+
+def test_save_every_zero_steps_is_an_error(tmp_path):
+    with pytest.raises(BimbaError, match="every_n_steps"):
+        SaveCheckpoint(tmp_path, every_n_steps=0)
+
+
+def test_the_progress_bar_survives_a_run(tmp_path, capsys):
+    module = tiny_module()
+    trainer = tiny_trainer(tmp_path, 4, [progress_bar()])
+    trainer.fit(module, FakeData(module.processor))
+    assert "train/loss" in capsys.readouterr().out

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+from bimba.training.optim import OptimizerSettings, build_optimizer, parameter_groups, rate_factor
+from bimba.training.trainable import set_trainable
+from bimba.types import BimbaError
+from tests.training.fakes import LORA, tiny_model
+
+
+def model_with_compressor(tuning="lora"):
+    model, _ = tiny_model(compressor={"name": "mamba"})
+    set_trainable(model, tuning, LORA)
+    return model
+
+
+def test_every_trained_parameter_is_in_one_group():
+    model = model_with_compressor()
+    groups = parameter_groups(model, OptimizerSettings(lr=1e-3))
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+    assert [group["name"] for group in groups] == ["base", "base_no_decay"]
+
+
+def test_biases_norms_and_scan_constants_do_not_decay():
+    model = model_with_compressor("full")
+    groups = parameter_groups(model, OptimizerSettings(lr=1e-3, weight_decay=0.1))
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        last = name.rsplit(".", 1)[-1]
+        kept = last in ("bias", "A_log", "A_b_log", "D", "D_b", "image_newline") or "norm" in name
+        assert (id(parameter) in decayed) != kept, name
+
+
+def test_compressor_and_projector_may_have_their_own_rate():
+    model = model_with_compressor()
+    groups = parameter_groups(model, OptimizerSettings(lr=1e-4, compressor_lr=1e-3, projector_lr=1e-5))
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            expected = 1e-3 if name.startswith("compressor") else 1e-5 if name.startswith("projector") else 1e-4
+            assert rate_of[id(parameter)] == expected, name
+
+
+def test_a_rate_for_a_part_that_is_not_there_is_an_error():
+    model, _ = tiny_model()
+    set_trainable(model, "lora", LORA)
+    with pytest.raises(BimbaError, match="compressor_lr"):
+        parameter_groups(model, OptimizerSettings(lr=1e-4, compressor_lr=1e-3))
+
+
+def test_nothing_to_train_is_an_error():
+    model, _ = tiny_model()
+    with pytest.raises(BimbaError, match="no trained parameter"):
+        parameter_groups(model.requires_grad_(False), OptimizerSettings(lr=1e-4))
+
+
+def test_the_cosine_is_the_one_the_original_was_trained_with():
+    from transformers import get_cosine_schedule_with_warmup
+
+    total = 40
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.1 * total), total)
+    ours = rate_factor(OptimizerSettings(lr=1.0, warmup_ratio=0.1), total)
+    for step in range(total + 1):
+        assert ours(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_constant_schedule_and_floor():
+    constant = rate_factor(OptimizerSettings(lr=1.0, warmup_ratio=0.2, schedule="constant"), 10)
+    assert [constant(step) for step in (0, 1, 2, 9, 50)] == [0.0, 0.5, 1.0, 1.0, 1.0]
+    floored = rate_factor(OptimizerSettings(lr=1.0, warmup_ratio=0.0, min_lr_ratio=0.1), 10)
+    assert floored(0) == 1.0
+    assert floored(10) == floored(99) == pytest.approx(0.1)
+
+
+def test_build_optimizer_applies_the_schedule_to_every_group():
+    optimizer, schedule = build_optimizer(
+        model_with_compressor(), OptimizerSettings(lr=1e-4, compressor_lr=1e-3, warmup_ratio=0.5), 4
+    )
+    optimizer.step()
+    schedule.step()
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == pytest.approx(
+        {"base": 5e-5, "base_no_decay": 5e-5, "compressor": 5e-4, "compressor_no_decay": 5e-4}
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"schedule": "steps"}, {"warmup_ratio": 2.0}, {"min_lr_ratio": -0.1}])
+def test_wrong_settings_are_explained(wrong):
+    with pytest.raises(BimbaError, match=f"optimizer.{next(iter(wrong))}"):
+        OptimizerSettings(lr=1.0, **wrong)

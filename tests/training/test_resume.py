@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from bimba.training.callbacks import BadVideoGuard
+from bimba.types import BimbaError
+from tests.training.fakes import LORA, FakeData, read_metrics, tiny_module, tiny_trainer
+
+
+def run(run_dir: Path, max_steps: int, resume: Path | None = None, stop_after: int | None = None, **kwargs):
+    """A run of ``max_steps`` steps over epochs of two; ``stop_after`` ends it early as a crash would."""
+
+    class Crash(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == stop_after:
+                raise RuntimeError("power cut")
+
+    save = ModelCheckpoint(
+        run_dir / "resume", save_last=True, save_top_k=0, every_n_train_steps=2, enable_version_counter=False
+    )
+    torch.manual_seed(0)
+    module = tiny_module(**{"lr": 1e-2, **kwargs})
+    trainer = tiny_trainer(run_dir, max_steps, [save, BadVideoGuard(run_dir), Crash()])
+    try:
+        trainer.fit(module, FakeData(module.processor, length=4), ckpt_path=resume, weights_only=True)
+    except RuntimeError as error:
+        assert str(error) == "power cut"
+    return module
+
+
+def test_two_and_two_steps_are_four(tmp_path):
+    straight = run(tmp_path / "straight", 4)
+    run(tmp_path / "broken", 4, stop_after=3)
+    resumed = run(tmp_path / "broken", 4, resume=tmp_path / "broken/resume/last.ckpt")
+    for (name, expected), (_, weight) in zip(straight.named_parameters(), resumed.named_parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
+
+
+def test_metrics_of_a_resumed_run_go_on_in_the_same_file(tmp_path):
+    run(tmp_path, 4, stop_after=3)
+    before = read_metrics(tmp_path)["train/loss"]
+    run(tmp_path, 4, resume=tmp_path / "resume/last.ckpt")
+    assert read_metrics(tmp_path)["train/loss"][: len(before)] == before
+    assert len(read_metrics(tmp_path)["train/loss"]) > len(before)
+
+
+def test_the_resume_file_holds_trained_weights_only(tmp_path):
+    module = run(tmp_path, 2)
+    state = torch.load(tmp_path / "resume/last.ckpt", weights_only=True)["state_dict"]
+    assert set(state) == {name for name, p in module.named_parameters() if p.requires_grad}
+
+
+def test_resuming_another_setup_is_an_error_that_names_the_difference(tmp_path):
+    run(tmp_path, 2)
+    with pytest.raises(BimbaError, match=r"lacks 8 trained weights \(model.language_model.*k_proj.*config.yaml"):
+        run(tmp_path, 4, resume=tmp_path / "resume/last.ckpt", model={"lora": {**LORA, "target_modules": ["k_proj", "o_proj"]}})
+
+
+def test_bad_videos_go_on_being_counted(tmp_path):
+    guard = BadVideoGuard(tmp_path)
+    guard.load_state_dict({"seen": 200, "bad": 2})
+    assert guard.state_dict() == {"seen": 200, "bad": 2}

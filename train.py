@@ -1,0 +1,130 @@
+"""Trains a BIMBA: ``python train.py`` with keys of ``conf/`` as arguments (``--help`` lists them).
+
+    python train.py                                     the embedded default: bimba_tiny on needle videos, on the CPU
+    python train.py trainer.max_steps=5                 a taste of it
+    python train.py experiment=bimba_7b                 a recipe of conf/experiment/
+    python train.py resume=outputs/.../resume/last.ckpt   goes on where a run stopped
+
+A run leaves in its folder (hydra.run.dir, by default outputs/train/<date>/<time>) ``config.yaml``, ``metrics.csv`` and
+``checkpoint/``. Nothing heavy is imported before the job runs, so ``--help`` and ``--cfg job`` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("BIMBA_ROOT", str(Path(__file__).resolve().parent))  # conf/paths, before Hydra reads it
+
+import hydra  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from bimba.types import BimbaError  # noqa: E402
+
+if TYPE_CHECKING:
+    import lightning as L
+
+KEYS = {"model", "data", "trainer", "optimizer", "logger", "callbacks", "paths"} | {
+    "seed",
+    "checkpoint",
+    "resume",
+    "show_traceback",
+}
+
+
+def fit(cfg: DictConfig) -> L.Trainer:
+    """Builds everything that the configuration names, trains, and returns the trainer."""
+    import lightning as L
+    from hydra.utils import instantiate
+
+    from bimba.training import BimbaModule, ModelSettings, accumulation_steps, build_model, log_parts, set_trainable
+
+    check(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    settings = ModelSettings.from_node(OmegaConf.to_container(cfg.model, resolve=True))
+    model, processor = build_model(settings, cfg.checkpoint)
+    set_trainable(model, settings.tuning, settings.lora)
+    log_parts(model)
+
+    module = BimbaModule(model, processor, instantiate(cfg.optimizer, _convert_="all"))
+    data = instantiate(cfg.data, processor=processor, _convert_="all")
+    trainer = build_trainer(cfg)
+    trainer.accumulate_grad_batches = accumulation_steps(
+        cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size
+    )
+    if trainer.is_global_zero:
+        OmegaConf.save(cfg, Path(cfg.paths.run_dir) / "config.yaml", resolve=True)
+    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
+    return trainer
+
+
+def build_trainer(cfg: DictConfig) -> L.Trainer:
+    """The Lightning trainer with its callbacks and loggers."""
+    from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+    loggers = [instantiate(node) for node in cfg.logger.values()]
+    saves_state = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    return instantiate(
+        cfg.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=saves_state, _convert_="all"
+    )
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises ``BimbaError`` for what would fail late or silently: an unread key, no file to resume, a lossy precision."""
+    unknown = sorted(set(map(str, cfg)) - KEYS)
+    if unknown:
+        raise BimbaError(f"Nobody reads {', '.join(unknown)}; expected only {', '.join(sorted(KEYS))}.")
+    if cfg.resume is not None and not Path(cfg.resume).is_file():
+        raise BimbaError(f"resume={cfg.resume} is no file; expected the resume/last.ckpt of an earlier run.")
+    precision = str(cfg.trainer.precision)
+    if not precision.endswith("mixed") and (cfg.model.dtype != "float32" or precision not in ("32", "32-true")):
+        raise BimbaError(
+            f"trainer.precision={precision} does not go with model.dtype={cfg.model.dtype}: what is trained is kept in "
+            "float32. Expected trainer.precision=bf16-mixed, or 32-true with model.dtype=float32."
+        )
+
+
+def what_next(run_dir: Path) -> str:
+    """The last words of a run."""
+    checkpoint = run_dir / "checkpoint"
+    if not checkpoint.is_dir():
+        return f"The run is in {run_dir}; it saved no checkpoint (callbacks.save is off)."
+    here = os.path.relpath(checkpoint)
+    shown = here if not here.startswith("..") else str(checkpoint)
+    return (
+        f"\nThe model is in {shown}. Evaluate it, or ask it:\n"
+        f"  python evaluate.py checkpoint={shown}\n"
+        f'  bimba ask VIDEO "QUESTION" --checkpoint {shown}'
+    )
+
+
+def message_of(error: Exception) -> str:
+    """One message for the user: the innermost ``BimbaError`` if there is one, else the error with its type."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BimbaError):
+            return f"Error: {cause}"
+        cause = cause.__cause__
+    return f"Error: {error} (show_traceback=true shows where it comes from)"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    expected: tuple[type[Exception], ...] = (BimbaError, HydraException, OmegaConfBaseException)
+    try:
+        trainer = fit(cfg)
+    except expected as error:
+        if cfg.show_traceback:
+            raise
+        raise SystemExit(message_of(error)) from None
+    if trainer.is_global_zero:
+        print(what_next(Path(cfg.paths.run_dir)))
+
+
+if __name__ == "__main__":
+    main()
