@@ -43,6 +43,7 @@ def fit(cfg: DictConfig) -> L.Trainer:
     from bimba.training import BimbaModule, ModelSettings, accumulation_steps, build_model, log_parts, set_trainable
 
     check(cfg)
+    quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     settings = ModelSettings.from_node(OmegaConf.to_container(cfg.model, resolve=True))
     model, processor = build_model(settings, cfg.checkpoint)
@@ -61,6 +62,23 @@ def fit(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
+def quiet() -> None:
+    """Keeps notes that a user can do nothing about off the screen."""
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # its table of fresh weights; bimba.checkpoint checks them and says so
+    for message in (
+        ".*treespec, LeafSpec.*",  # Lightning calls something that torch renames
+        ".*overridden `transfer_batch_to_device` in `LightningModule`.*",  # meant: BimbaModule says why
+        ".*does not have many workers.*",  # data.num_workers is explained in conf/data
+        ".*Total length of .* across ranks is zero.*",  # data.val_samples=0
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The Lightning trainer with its callbacks and loggers."""
     from hydra.utils import instantiate
@@ -75,10 +93,13 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises ``BimbaError`` for what would fail late or silently: an unread key, no file to resume, a lossy precision."""
+    """Raises ``BimbaError`` for what would fail late or silently, after a base of 16 GB was loaded."""
     unknown = sorted(set(map(str, cfg)) - KEYS)
     if unknown:
         raise BimbaError(f"Nobody reads {', '.join(unknown)}; expected only {', '.join(sorted(KEYS))}.")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise BimbaError(f"There is no default for {', '.join(missing)}; give {'=... '.join(missing)}=...")
     if cfg.resume is not None and not Path(cfg.resume).is_file():
         raise BimbaError(f"resume={cfg.resume} is no file; expected the resume/last.ckpt of an earlier run.")
     precision = str(cfg.trainer.precision)
@@ -113,13 +134,19 @@ def message_of(error: Exception) -> str:
     return f"Error: {error} (show_traceback=true shows where it comes from)"
 
 
+def is_for_the_user(error: Exception) -> bool:
+    """Whether an error comes from what was asked for, and not from a mistake in this code."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, BimbaError | HydraException | OmegaConfBaseException | MisconfigurationException)
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    expected: tuple[type[Exception], ...] = (BimbaError, HydraException, OmegaConfBaseException)
     try:
         trainer = fit(cfg)
-    except expected as error:
-        if cfg.show_traceback:
+    except Exception as error:
+        if cfg.show_traceback or not is_for_the_user(error):
             raise
         raise SystemExit(message_of(error)) from None
     if trainer.is_global_zero:

@@ -87,9 +87,10 @@ def load_pretrained(
     fresh_compressor = config.compressor != stored
 
     try:
-        model, info = BimbaForConditionalGeneration.from_pretrained(
+        loaded: Any = BimbaForConditionalGeneration.from_pretrained(
             folder, config=config, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
         )
+        model, info = loaded
         processor = BimbaProcessor.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise BimbaError(f"The checkpoint {folder} cannot be loaded: {error}") from error

@@ -181,8 +181,9 @@ def encode_mp4(frames: np.ndarray, fps: int) -> bytes:
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1  # x264's threads change the bytes
         stream.options = {
-            "preset": "veryfast", "crf": "18", "g": str(GOP), "keyint_min": str(GOP), "sc_threshold": "0", "bf": "0",
+            "preset": "veryfast", "crf": "22", "g": str(GOP), "keyint_min": str(GOP), "sc_threshold": "0", "bf": "0",
             "flags": "+cgop+bitexact",
+            "x264-params": "mbtree=0",  # on frames of less than about 100 pixels it reads stray memory: other bytes
         }  # fmt: skip
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

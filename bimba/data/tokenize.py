@@ -31,7 +31,7 @@ class _Ids:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, video_token_counts: Sequence[int]):
         self.tokenizer = tokenizer
-        self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+        self.video_token_id: int = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)  # type: ignore[assignment]
         self.counts = list(video_token_counts)
         self.input_ids: list[int] = []
         self.labels: list[int] = []

@@ -214,8 +214,7 @@ class EncodedVideo:
     @property
     def num_bytes(self) -> int:
         """Memory that the tokens and the keys and values take."""
-        layers = [layer for layer in self.prefix.layers if isinstance(layer, DynamicLayer)]
-        states = [state for layer in layers for state in (layer.keys, layer.values) if state is not None]
+        states = [state for layer in self._layers() for state in (layer.keys, layer.values) if state is not None]
         return int(self.tokens.nbytes) + sum(int(state.nbytes) for state in states)
 
     def ask(self, question: str, max_new_tokens: int | None = None, *, short: bool = False) -> str:
@@ -281,10 +280,16 @@ class EncodedVideo:
         ).logits[0, -1]
         return choice_from_logits(logits, letter_ids)
 
+    def _layers(self) -> list[DynamicLayer]:
+        """The cache, layer by layer; every layer of Qwen2's is a DynamicLayer."""
+        return [layer for layer in self.prefix.layers if isinstance(layer, DynamicLayer)]
+
     def _prepare(self, prompt: str, new_tokens: int) -> Tensor:
         """(1, L, C) embeddings of the whole prompt; the cache is left holding the prefix alone."""
         ids = self.engine._tokenize(prompt, len(self.tokens))
         self.engine._check_length(len(ids), self.num_frames, new_tokens)
-        # Rewound before use, not after, so that an interrupted answer does no harm to the next one.
-        self.prefix.crop(len(self.prefix_ids) - self.prefix.get_seq_length())
+        # Rewound before use, not after, and each layer by what it holds: an interrupted answer leaves layers of
+        # different lengths behind, and must do no harm to the next one.
+        for layer in self._layers():
+            layer.crop(len(self.prefix_ids) - layer.get_seq_length())
         return self.engine._embed(ids, self.tokens)

@@ -44,7 +44,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = BimbaConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("video", "text")
+    input_modalities = ["video", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer", "MambaBlock"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -159,10 +159,10 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         compressed = self.compressor(space_time_tokens, queries.flatten(2, 3))
         return compressed.unflatten(2, queries.shape[2:4])
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, pixel_values_videos: PixelValues | None = None, **kwargs: Any
+    def prepare_inputs_for_generation(  # type: ignore[override]  # the videos are ours
+        self, input_ids: torch.LongTensor, pixel_values_videos: PixelValues | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
         # Once the cache holds the video, only new tokens pass the model.
         if kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):
             inputs["pixel_values_videos"] = pixel_values_videos

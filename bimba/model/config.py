@@ -51,8 +51,9 @@ class BimbaConfig(PreTrainedConfig):
     model_type = "bimba"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen2Config}
 
-    vision_config: dict | SiglipVisionConfig | None = None
-    text_config: dict | Qwen2Config | None = None
+    # Any: given as a dict or None, held as SiglipVisionConfig and Qwen2Config after __post_init__.
+    vision_config: Any = None
+    text_config: Any = None
     compressor: dict | None = None
     temporal_pooling: int = 1
     newline_position: str = "grid"
@@ -78,7 +79,7 @@ class BimbaConfig(PreTrainedConfig):
     @property
     def patch_grid(self) -> int:
         """H = W: patch rows and columns of a frame."""
-        return self.vision_config.image_size // self.vision_config.patch_size
+        return int(self.vision_config.image_size // self.vision_config.patch_size)
 
 
 AutoConfig.register("bimba", BimbaConfig)

@@ -54,7 +54,7 @@ class BimbaProcessor(ProcessorMixin):
 
     @property
     def video_token_id(self) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids(self.video_token))
+        return self.tokenizer.convert_tokens_to_ids(self.video_token)  # type: ignore[return-value]
 
     def num_video_tokens(self, num_frames: int) -> int:
         """How many tokens a video of ``num_frames`` sampled frames is in the prompt.

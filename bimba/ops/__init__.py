@@ -1,4 +1,4 @@
-"""Floor 1: the operations under step [4], free of any model: the selective scan, the causal convolution, interleaving."""
+"""Floor 1: the operations under step [4], free of any model: scan, causal convolution, interleaving."""
 
 from bimba.ops.causal_conv1d import causal_conv1d
 from bimba.ops.interleave import deinterleave, interleave, query_positions

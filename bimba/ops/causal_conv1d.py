@@ -1,7 +1,7 @@
 """Short depthwise convolution over the sequence (step [4]): each token sees itself and the W - 1 tokens before it.
 
-Written as W multiply-adds on shifted views of (B, L, D), one sample at a time so that a sample stays in the
-processor's cache: no padded, transposed or flipped copy, and only x is kept for the backward pass.
+Written as W multiply-adds on shifted views of (L, D), in runs of positions that fit the processor's cache: no padded,
+transposed or flipped copy of the sequence, and only x is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bimba.types import BimbaError
+
+_RUN_ELEMENTS = 2**17
 
 
 def causal_conv1d(
@@ -52,8 +54,9 @@ class _CausalConv1d(torch.autograd.Function):
         ctx.options = (silu, reverse)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         for x_b, y_b in zip(x, y, strict=True):
-            pre = _sum_taps(x_b, weight, bias, reverse)
-            y_b.copy_(F.silu(pre, inplace=True) if silu else pre)
+            for run in _runs(x_b):
+                pre = _sum_taps(x_b, run, weight, bias, reverse)
+                y_b[run] = F.silu(pre, inplace=True) if silu else pre
         return y
 
     @staticmethod
@@ -62,41 +65,53 @@ class _CausalConv1d(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         silu, reverse = ctx.options
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        dweight = torch.zeros(weight.shape, dtype=_wide(weight), device=x.device)
-        dbias = torch.zeros(weight.shape[0], dtype=_wide(weight), device=x.device)
+        dpre = torch.empty(x.shape[1:], dtype=_wide(x), device=x.device)  # of one sample, before the activation
+        dweight = torch.zeros(weight.shape[::-1], dtype=_wide(x), device=x.device)  # (W, D)
+        dbias = torch.zeros(weight.shape[0], dtype=_wide(x), device=x.device)
         for x_b, dy_b, dx_b in zip(x, dy, dx, strict=True):
-            dpre = dy_b.to(_wide(x))
-            if silu:
-                dpre = torch.ops.aten.silu_backward(dpre, _sum_taps(x_b, weight, bias, reverse))
-            # The transposed convolution reaches the other way.
-            dx_b.copy_(_sum_taps(dpre, weight, None, not reverse))
-            dbias += dpre.sum(0)
-            for tap, (to, source) in enumerate(_shifts(len(x_b), weight.shape[1], reverse)):
-                dweight[:, tap] += (dpre[to] * x_b[source]).sum(0)
-        dbias_or_none = None if bias is None else dbias.to(bias.dtype)
-        return dx, dweight.to(weight.dtype), dbias_or_none, None, None
+            for run in _runs(x_b):
+                dy_run = dy_b[run].to(dpre.dtype)
+                if silu:
+                    dy_run = torch.ops.aten.silu_backward(dy_run, _sum_taps(x_b, run, weight, bias, reverse))
+                dpre[run] = dy_run
+                dbias += dy_run.sum(0)
+                for tap, (to, source) in enumerate(_shifts(len(x_b), run, weight.shape[1], reverse)):
+                    dweight[tap] += (dpre[to] * x_b[source]).sum(0)
+            for run in _runs(x_b):  # the transposed convolution reaches the other way
+                dx_b[run] = _sum_taps(dpre, run, weight, None, not reverse)
+        return dx, dweight.t().to(weight.dtype), None if bias is None else dbias.to(bias.dtype), None, None
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _shifts(length: int, width: int, reverse: bool) -> list[tuple[slice, slice]]:
-    """For each tap, the outputs it reaches and the inputs it reads."""
+def _runs(x: Tensor) -> list[slice]:
+    """Cut the positions of (L, D)."""
+    size = max(1, _RUN_ELEMENTS // max(1, x.shape[1]))
+    return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+
+
+def _shifts(length: int, run: slice, width: int, reverse: bool) -> list[tuple[slice, slice]]:
+    """For each tap the outputs of the run that it reaches, and the inputs it reads for them (both may be empty)."""
     shifts = []
-    for tap in range(width):
-        distance = min(width - 1 - tap, length)  # how far behind (ahead, if reverse) the tap reads
-        later, earlier = slice(distance, length), slice(0, length - distance)
-        shifts.append((earlier, later) if reverse else (later, earlier))
+    for distance in range(width - 1, -1, -1):  # the last tap is the token itself
+        if reverse:
+            start, stop = run.start, max(run.start, min(run.stop, length - distance))
+            shifts.append((slice(start, stop), slice(start + distance, stop + distance)))
+        else:
+            start, stop = min(run.stop, max(run.start, distance)), run.stop
+            shifts.append((slice(start, stop), slice(max(0, start - distance), max(0, stop - distance))))
     return shifts
 
 
-def _sum_taps(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
-    """(L, D) -> (L, D): bias plus all taps, before the activation."""
-    x, taps = x.to(_wide(x)), weight.to(_wide(x)).unbind(1)
-    total = x * taps[-1]  # the last tap is the token itself
+def _sum_taps(x: Tensor, run: slice, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    """(L, D) -> the run's positions (n, D): bias plus all taps, before the activation."""
+    dtype = _wide(x)
+    taps = weight.to(dtype).unbind(1)
+    total = x[run].to(dtype) * taps[-1]
     if bias is not None:
         total += bias
-    for tap, (to, source) in zip(taps[:-1], _shifts(len(x), len(taps), reverse), strict=False):
-        total[to].addcmul_(x[source], tap)
+    for tap, (to, source) in zip(taps[:-1], _shifts(len(x), run, len(taps), reverse), strict=False):
+        total[to.start - run.start : to.stop - run.start].addcmul_(x[source].to(dtype), tap)
     return total

@@ -1,4 +1,4 @@
-"""Where the queries stand among the space-time tokens (step [4]): spread evenly over the sequence, the last one last."""
+"""Where the queries stand among the space-time tokens (step [4]): evenly spread, the last query last."""
 
 from __future__ import annotations
 

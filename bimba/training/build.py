@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# What may differ between a checkpoint and model.config: options of the run, no part of the weights.
-RUN_OPTIONS = ("num_frames", "temporal_pooling")
+# What may differ between a checkpoint and model.config: options of a run, and how random weights are drawn.
+NO_SIZES = ("num_frames", "temporal_pooling", "text_config.initializer_range", "vision_config.initializer_range")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def check_sizes(config: BimbaConfig, wanted: Mapping[str, Any], checkpoint: str) -> None:
     """Raises ``BimbaError`` unless a loaded model has the sizes that the configuration says it has."""
     have = config.to_dict()
-    differences = [d for d in _differences(have, wanted, "") if d.split(":")[0] not in RUN_OPTIONS]
+    differences = [d for d in _differences(have, wanted, "") if d.split(":")[0] not in NO_SIZES]
     if differences:
         raise BimbaError(
             f"The checkpoint {checkpoint} is another model than model.config describes: {'; '.join(differences)}. "

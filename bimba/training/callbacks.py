@@ -8,24 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bimba.checkpoint import save_pretrained
 from bimba.types import BadSample, Batch, BimbaError
 
 log = logging.getLogger(__name__)
-
-
-def progress_bar(refresh_rate: int = 1) -> RichProgressBar:
-    """Lightning's rich progress bar: one line that stays after the run, numbers with four digits.
-
-    Args:
-        refresh_rate: redraw after this many batches; raise it where a terminal is slow.
-    """
-    theme = RichProgressBarTheme(metrics_format=".4g")
-    return RichProgressBar(refresh_rate=refresh_rate, leave=True, theme=theme)
 
 
 class BadVideoGuard(L.Callback):

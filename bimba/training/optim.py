@@ -1,4 +1,4 @@
-"""The optimizer: AdamW in groups, and a cosine that ends with the run.
+"""The optimizer: AdamW in groups, optionally Muon for the hidden matrices, and a cosine that ends with the run.
 
 The schedule is the one LLaVA-Video and BIMBA were trained with (transformers' ``get_cosine_schedule_with_warmup``):
 linear from 0 over ``ceil(warmup_ratio * steps)`` steps, so the very first step has rate 0 when there is a warm-up.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from bimba.training.trainable import part_of
@@ -32,6 +32,8 @@ class OptimizerSettings:
         lr: learning rate after warm-up.
         compressor_lr: the compressor's own rate; None means ``lr``.
         projector_lr: the projector's own rate; None means ``lr``.
+        matrix_lr: with a number, hidden matrices are trained by Muon at this rate, and AdamW has only the rest. A small
+            model trained from nothing learns to read options within minutes that way, and hardly at all without.
         weight_decay: for matrices only; never for biases, norms and the scan's constants.
         betas: AdamW's averaging.
         eps: AdamW's floor.
@@ -43,6 +45,7 @@ class OptimizerSettings:
     lr: float
     compressor_lr: float | None = None
     projector_lr: float | None = None
+    matrix_lr: float | None = None
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -63,20 +66,29 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in SCAN_CONSTANTS
 
 
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon may train a parameter: it maps hidden to hidden vectors, so its update can be orthogonal."""
+    return is_decayed(name, parameter) and parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head"))
+
+
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """AdamW's groups over the trained parameters, each with ``name``, ``lr`` and ``weight_decay``.
+    """The groups of the trained parameters, each with ``name``, ``lr`` and ``weight_decay``.
 
     Raises:
         BimbaError: nothing is trained, or a rate is set for a part without trained parameters.
     """
     own_rates = {"compressor": settings.compressor_lr, "projector": settings.projector_lr}
     own_rates = {part: rate for part, rate in own_rates.items() if rate is not None}
+    if settings.matrix_lr is not None:
+        own_rates["matrices"] = settings.matrix_lr
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         part = part_of(name)
         owner = part if part in own_rates else "base"
+        if settings.matrix_lr is not None and is_hidden_matrix(name, parameter):
+            owner = "matrices"
         decayed = is_decayed(name, parameter)
         group = groups.setdefault(
             (owner, decayed),
@@ -113,8 +125,40 @@ def rate_factor(settings: OptimizerSettings, total_steps: int) -> Callable[[int]
     return factor
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, total_steps: int) -> tuple[AdamW, LambdaLR]:
+class MuonWithAdamW(Optimizer):
+    """torch's Muon for the group named "matrices" and torch's AdamW for all others, stepping as one optimizer."""
+
+    def __init__(self, groups: list[dict[str, Any]], settings: OptimizerSettings):
+        matrices = [group for group in groups if group["name"] == "matrices"]
+        others = [group for group in groups if group["name"] != "matrices"]
+        # match_rms_adamw: an update has the size that AdamW's would have, so that rates compare.
+        self._muon = Muon(matrices, lr=settings.matrix_lr or 0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self._adamw = AdamW(others, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+        super().__init__(self._adamw.param_groups + self._muon.param_groups, {})
+        self._share()
+
+    def _share(self) -> None:
+        """Both optimizers work on this one's groups and state, so that schedules and checkpoints see one optimizer."""
+        self._adamw.param_groups = [group for group in self.param_groups if group["name"] != "matrices"]
+        self._muon.param_groups = [group for group in self.param_groups if group["name"] == "matrices"]
+        self._adamw.state = self._muon.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = self._adamw.step(closure)
+        self._muon.step()
+        return loss
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, total_steps: int) -> tuple[Optimizer, LambdaLR]:
     """The optimizer over ``model``'s trained parameters and its schedule, to be advanced once per optimizer step."""
     groups = parameter_groups(model, settings)
-    optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    optimizer: Optimizer
+    if settings.matrix_lr is None:
+        optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    else:
+        optimizer = MuonWithAdamW(groups, settings)
     return optimizer, LambdaLR(optimizer, rate_factor(settings, total_steps))

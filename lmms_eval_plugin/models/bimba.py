@@ -107,7 +107,7 @@ class Bimba(lmms):
         progress.close()
 
         seconds = time.perf_counter() - started
-        log_metrics(seconds, num_generated, num_generated / seconds if seconds > 0 else 0.0, {"rank": self.rank})
+        log_metrics(seconds, num_generated, num_generated / seconds if seconds > 0 else 0.0)
         if self.unreadable:
             names = _listing(self.unreadable)
             logger.error(f"{len(self.unreadable)} of {len(by_video)} videos unreadable, counted as wrong: {names}")

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class, get_method, instantiate
@@ -25,24 +23,6 @@ def options(group):
 
 GROUPS = ("model", "model/compressor", "data", "trainer", "optimizer", "logger", "callbacks", "experiment", "debug")
 CHOICES = [f"{group}={option}" for group in GROUPS for option in options(group)]
-
-
-@pytest.fixture(autouse=True)
-def conf(monkeypatch, tmp_path):
-    monkeypatch.setenv("BIMBA_ROOT", str(ROOT))
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    HydraConfig.instance().cfg = None
-
-
-def train_config(tmp_path, *overrides):
-    cfg = compose("train", [f"hydra.run.dir={tmp_path}", *overrides], return_hydra_config=True)
-    cfg.hydra.runtime.output_dir = str(tmp_path)
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(plain, True)
-    return plain
 
 
 def keys(node, prefix=""):
@@ -64,28 +44,28 @@ def test_the_groups_of_the_design_are_there():
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_option_composes_and_resolves(choice, tmp_path):
-    cfg = train_config(tmp_path, choice)
+def test_every_option_composes_and_resolves(choice, train_config):
+    cfg = train_config(choice)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     ModelSettings.from_node(OmegaConf.to_container(cfg.model, resolve=True))
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_opens_with_its_command_and_adds_no_key(experiment, tmp_path):
+def test_every_experiment_opens_with_its_command_and_adds_no_key(experiment, train_config):
     lines = (CONF / f"experiment/{experiment}.yaml").read_text().splitlines()
     assert lines[1].startswith(f"# python train.py experiment={experiment}")
-    cfg = train_config(tmp_path, f"experiment={experiment}")
+    cfg = train_config(f"experiment={experiment}")
     chosen = HydraConfig.get().runtime.choices
     groups = [f"{group}={chosen[group]}" for group in GROUPS if chosen.get(group) and group not in ("experiment", "debug")]
-    without = train_config(tmp_path, *groups)
+    without = train_config(*groups)
     added = keys(OmegaConf.to_container(cfg)) - keys(OmegaConf.to_container(without))
     assert not added, f"keys that no group defines, so nobody reads them: {sorted(added)}"
 
 
 @pytest.mark.parametrize("debug", options("debug"))
-def test_debug_adds_no_key(debug, tmp_path):
-    added = keys(OmegaConf.to_container(train_config(tmp_path, f"debug={debug}"))) - keys(
-        OmegaConf.to_container(train_config(tmp_path))
+def test_debug_adds_no_key(debug, train_config):
+    added = keys(OmegaConf.to_container(train_config(f"debug={debug}"))) - keys(
+        OmegaConf.to_container(train_config())
     )
     assert not added
 
@@ -102,8 +82,8 @@ def targets(node):
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_target_exists(choice, tmp_path):
-    for target in set(targets(OmegaConf.to_container(train_config(tmp_path, choice)))):
+def test_every_target_exists(choice, train_config):
+    for target in set(targets(OmegaConf.to_container(train_config(choice)))):
         try:
             get_class(target)
         except ValueError:
@@ -111,33 +91,33 @@ def test_every_target_exists(choice, tmp_path):
 
 
 @pytest.mark.parametrize("trainer", [name for name in options("trainer") if name not in ("gpu", "ddp")])
-def test_trainers_loggers_and_callbacks_are_built(trainer, tmp_path, train_script):
+def test_trainers_loggers_and_callbacks_are_built(trainer, train_config, train_script):
     for callbacks, logger in itertools.product(options("callbacks"), options("logger")):
-        cfg = train_config(tmp_path, f"trainer={trainer}", f"callbacks={callbacks}", f"logger={logger}")
+        cfg = train_config(f"trainer={trainer}", f"callbacks={callbacks}", f"logger={logger}")
         built = train_script.build_trainer(cfg)
         assert built.max_steps == cfg.trainer.max_steps
         assert len(built.loggers) == len(cfg.logger)
 
 
 @pytest.mark.parametrize("trainer", ["gpu", "ddp"])
-def test_gpu_trainers_are_built_on_the_cpu_for_want_of_one(trainer, tmp_path, train_script):
+def test_gpu_trainers_are_built_on_the_cpu_for_want_of_one(trainer, train_config, train_script):
     overrides = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
-    train_script.build_trainer(train_config(tmp_path, f"trainer={trainer}", *overrides))
+    train_script.build_trainer(train_config(f"trainer={trainer}", *overrides))
 
 
 @pytest.mark.parametrize("optimizer", options("optimizer"))
-def test_optimizers_are_built(optimizer, tmp_path):
-    built = instantiate(train_config(tmp_path, f"optimizer={optimizer}").optimizer, _convert_="all")
+def test_optimizers_are_built(optimizer, train_config):
+    built = instantiate(train_config(f"optimizer={optimizer}").optimizer, _convert_="all")
     assert isinstance(built, OptimizerSettings)
     assert built.betas == [0.9, 0.999]
 
 
 @pytest.mark.parametrize("compressor", options("model/compressor"))
 @pytest.mark.parametrize("model", options("model"))
-def test_models_have_the_published_sizes(model, compressor, tmp_path):
+def test_models_have_the_published_sizes(model, compressor, train_config):
     from bimba import BimbaConfig, BimbaForConditionalGeneration
 
-    cfg = train_config(tmp_path, f"model={model}", f"model/compressor={compressor}")
+    cfg = train_config(f"model={model}", f"model/compressor={compressor}")
     settings = ModelSettings.from_node(OmegaConf.to_container(cfg.model, resolve=True))
     sizes = settings.config
     sizes["text_config"].setdefault("vocab_size", 1000)
@@ -153,19 +133,19 @@ def test_models_have_the_published_sizes(model, compressor, tmp_path):
 
 
 @pytest.mark.parametrize("override", ["trainer.max_stepps=3", "nonsense=1", "data.batchsize=2", "optimizer.rate=1"])
-def test_an_unknown_key_is_an_error(override, tmp_path):
+def test_an_unknown_key_is_an_error(override, train_config):
     with pytest.raises(ConfigCompositionException, match=override.split("=")[0]):
-        train_config(tmp_path, override)
+        train_config(override)
 
 
-def test_without_arguments_it_is_the_embedded_default(tmp_path):
-    cfg = train_config(tmp_path)
+def test_without_arguments_it_is_the_embedded_default(train_config):
+    cfg = train_config()
     assert (cfg.model.base, cfg.checkpoint, cfg.trainer.accelerator) == ("bimba-tiny", "bimba-tiny", "cpu")
     assert HydraConfig.get().runtime.choices["data"] == "needle"
 
 
-def test_the_published_recipe(tmp_path):
-    cfg = train_config(tmp_path, "experiment=bimba_7b")
+def test_the_published_recipe(train_config):
+    cfg = train_config("experiment=bimba_7b")
     assert (cfg.optimizer.lr, cfg.optimizer.warmup_ratio, cfg.optimizer.weight_decay) == (1e-6, 0.03, 0.0)
     assert (cfg.model.lora.r, cfg.model.lora.alpha, cfg.model.lora.dropout) == (128, 32, 0.05)
     assert (cfg.model.config.num_frames, cfg.model.config.temporal_pooling) == (64, 1)

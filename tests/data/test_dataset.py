@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import numbered_frames, write_video
 
 from bimba.data.dataset import VideoQADataset
 from bimba.types import BadSample, BimbaError
+from tests.data.files import numbered_frames, write_video
 
 
-def row(number: int = 0, video: str = "good.mp4", question: str = "<image>\nWhat is it?", answer: str = "A cat.") -> dict:
+def row(
+    number: int = 0, video: str = "good.mp4", question: str = "<image>\nWhat is it?", answer: str = "A cat."
+) -> dict:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"id": str(number), "video": video, "data_source": "test", "conversations": turns}
 

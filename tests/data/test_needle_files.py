@@ -12,7 +12,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import TINY_CLIP
 
 from bimba.data import needle_files
 from bimba.data.needle import TASKS, digit_bank, render_clip
@@ -157,6 +156,7 @@ CHILD = """
 import os, signal, sys
 from bimba.data.needle import NeedleConfig
 from bimba.data.needle_files import generate
+from tests.data.files import TINY_CLIP
 
 def main(how, root):
     replace, calls = os.replace, []
@@ -166,23 +166,35 @@ def main(how, root):
             os.kill(os.getpid(), getattr(signal, how))
         replace(source, target)
     os.replace = dies_at_the_sixth_file
-    generate(root, "train", {num_clips}, {config}, seed=3, workers={workers})
+    generate(root, "train", {num_clips}, {config}, seed=3, workers=2)
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(("how", "workers"), [("SIGINT", 1), ("SIGINT", 2), ("SIGKILL", 2)])
-def test_interrupted_and_resumed(how, workers, complete, tmp_path):
+def test_interrupted_in_the_middle_of_a_write_and_resumed(complete, tmp_path, monkeypatch):
+    def interrupted(source: Path, target: Path) -> None:
+        if target.name == "000004.mp4":
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", interrupted)
+        write(tmp_path)
+    assert set(contents(tmp_path)) == {"train/config.json", *(f"train/videos/{i:06d}.mp4" for i in range(4))}
+    write(tmp_path)
+    assert contents(tmp_path) == contents(complete)
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
+def test_killed_with_its_processes_and_resumed(how, complete, tmp_path):
     script, root = tmp_path / "child.py", tmp_path / "root"
-    script.write_text(
-        CHILD.replace("{num_clips}", str(NUM_CLIPS)).replace("{config}", repr(TINY_CLIP)).replace("{workers}", str(workers))
-    )
+    script.write_text(CHILD.replace("{num_clips}", str(NUM_CLIPS)).replace("{config}", repr(TINY_CLIP)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     # The pipes close when the last process that holds them is gone: no worker outlives the one that was killed.
     child = subprocess.run(
-        [sys.executable, str(script), how, str(root)], env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, str(script), how, str(root)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert child.returncode == -getattr(signal, how), child.stderr
     whole, left = contents(complete), contents(root)

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
 
 from bimba.data.sampling import frames_in_window, uniform_indices
 from bimba.types import BimbaError
+from tests.data.files import GOLDEN
 
 ROWS = json.loads((GOLDEN / "frame_sampling.json").read_text())
 FORCED = [r for r in ROWS["training"] + ROWS["inference"] if r["force_sample"]]

@@ -7,11 +7,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import GOLDEN, frame_numbers, numbered_frames, write_video
 
 from bimba.data.sampling import uniform_indices
 from bimba.data.video import read_frames
 from bimba.types import BimbaError, VideoDecodeError
+from tests.data.files import GOLDEN, frame_numbers, numbered_frames, write_video
 
 
 def clip(name: str) -> Path:

@@ -7,8 +7,10 @@ import torch
 from tiny_checkpoint import MAX_LENGTH, NUM_FRAMES, write_video
 
 import bimba.inference.engine as engine_module
+from bimba.checkpoint import save_pretrained
 from bimba.data.prompt import multiple_choice, open_ended, with_medium
 from bimba.data.tokenize import tokenize_prompt
+from bimba.inference import VideoQA
 from bimba.inference.engine import resolve_device, resolve_dtype
 from bimba.model.splice import splice
 from bimba.types import BimbaError, SequenceTooLongError, VideoDecodeError
@@ -83,8 +85,8 @@ def test_beam_search_equals_scratch_and_leaves_the_prefix_alone(engine, video_fi
 def test_an_interrupted_answer_does_no_harm_to_the_next(engine, video_file, monkeypatch):
     video = engine.encode(video_file)
     expected = video.ask("Who scored?", 12)
-    forward = engine.model.language_model.forward
-    calls = iter(range(4))
+    last_layer = engine.model.language_model.model.layers[-1]
+    forward, calls = last_layer.forward, iter(range(4))
 
     def interrupted(*args, **kwargs):
         if next(calls) == 3:
@@ -92,9 +94,11 @@ def test_an_interrupted_answer_does_no_harm_to_the_next(engine, video_file, monk
         return forward(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.model.language_model, "forward", interrupted)
+        patch.setattr(last_layer, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             video.ask("And then?", 12)
+    lengths = {layer.get_seq_length() for layer in video.prefix.layers}
+    assert len(lengths) == 2  # the first layer has seen a token more than the last
     assert video.ask("Who scored?", 12) == expected
 
 
@@ -200,6 +204,18 @@ def test_bad_numbers_are_refused(engine, video_file):
 def test_a_missing_file_is_named(engine):
     with pytest.raises(VideoDecodeError, match=r"missing\.mp4"):
         engine.encode("missing.mp4")
+
+
+def test_a_checkpoint_is_loaded_with_its_own_dtype_or_another(parts, video_file, tmp_path):
+    save_pretrained(*parts, tmp_path / "checkpoint")
+    engine = VideoQA.from_pretrained(tmp_path / "checkpoint", device="cpu")
+    assert engine.model.dtype == torch.float32
+    assert engine.encode(video_file).ask("Who?", 8) == VideoQA(*parts).encode(video_file).ask("Who?", 8)
+
+    half = VideoQA.from_pretrained(str(tmp_path / "checkpoint"), device="cpu", dtype="bfloat16").encode(video_file)
+    assert half.tokens.dtype == torch.bfloat16
+    assert sum(half.choose("Which?", OPTIONS).probabilities.values()) == pytest.approx(1, abs=1e-12)
+    assert half.ask("Who?", 4)
 
 
 def test_devices_and_dtypes_by_name():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bimba.checkpoint import load_pretrained
-from bimba.training.callbacks import BadVideoGuard, SaveCheckpoint, progress_bar
+from bimba.training.callbacks import BadVideoGuard, SaveCheckpoint
 from bimba.types import BimbaError
 from tests.training.fakes import FakeData, read_metrics, tiny_module, tiny_trainer
 
@@ -126,10 +126,3 @@ def test_after_any_other_error_the_last_checkpoint_stays(tmp_path, monkeypatch):
 def test_save_every_zero_steps_is_an_error(tmp_path):
     with pytest.raises(BimbaError, match="every_n_steps"):
         SaveCheckpoint(tmp_path, every_n_steps=0)
-
-
-def test_the_progress_bar_survives_a_run(tmp_path, capsys):
-    module = tiny_module()
-    trainer = tiny_trainer(tmp_path, 4, [progress_bar()])
-    trainer.fit(module, FakeData(module.processor))
-    assert "train/loss" in capsys.readouterr().out

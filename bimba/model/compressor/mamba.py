@@ -1,4 +1,4 @@
-"""Step [4]: the queries are placed among the space-time tokens, selective scans run over all, the queries are read out."""
+"""Step [4]: queries are placed among the space-time tokens, selective scans run over all, the queries are read."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ class MambaCompressor(nn.Module):
         super().__init__()
         _check_choice("query_position", query_position, ("interleaved", "appended"))
         _check_choice("mixer", mixer, ("mamba", "attention"))
+        if num_layers < 1:
+            raise BimbaError(f"compressor option num_layers must be at least 1, received {num_layers}.")
+        self.hidden_size = hidden_size
         self.query_position = query_position
         self.multi_scale = multi_scale
 
@@ -59,13 +62,14 @@ class MambaCompressor(nn.Module):
         self.layers = nn.ModuleList(MambaBlock(make_mixer(), hidden_size, norm, residual) for _ in range(num_layers))
 
     def forward(self, space_time_tokens: Tensor, queries: Tensor) -> Tensor:
-        """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in the queries' dtype; computed in the parameters' dtype."""
+        """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in the queries' dtype, computed in the parameters'."""
+        self._check(space_time_tokens, queries)
         dtype = next(self.parameters()).dtype
         grid = space_time_tokens.to(dtype)  # (B, T, H, W, C)
         compressed = queries.to(dtype).flatten(1, 2)  # (B, Q, C)
         for number, layer in enumerate(self.layers, start=1):
             tokens = grid.flatten(1, 3)  # (B, S, C)
-            query_index = self._query_index(tokens.shape[1], compressed.shape[1]).to(tokens.device)
+            query_index = self.query_index(tokens.shape[1], compressed.shape[1]).to(tokens.device)
             combined = interleave(tokens, compressed, query_index)
             if number == len(self.layers):
                 compressed = layer(combined, query_index)
@@ -76,10 +80,20 @@ class MambaCompressor(nn.Module):
                 grid = grid[:, ::2]
         return compressed.view(queries.shape).to(queries.dtype)
 
-    def _query_index(self, num_space_time: int, num_queries: int) -> Tensor:
+    def query_index(self, num_space_time: int, num_queries: int) -> Tensor:
+        """Positions (Q,) of the queries in the sequence of S + Q tokens."""
         if self.query_position == "appended":
             return torch.arange(num_space_time, num_space_time + num_queries)
         return query_positions(num_space_time, num_queries)
+
+    def _check(self, space_time_tokens: Tensor, queries: Tensor) -> None:
+        C = self.hidden_size
+        fits = space_time_tokens.dim() == 5 and queries.dim() == 4 and len(space_time_tokens) == len(queries)
+        if not fits or space_time_tokens.shape[-1] != C or queries.shape[-1] != C:
+            raise BimbaError(
+                f"compressor: expected space-time tokens (B, T, H, W, {C}) and queries (B, T', Q', {C}), "
+                f"received {tuple(space_time_tokens.shape)} and {tuple(queries.shape)}."
+            )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

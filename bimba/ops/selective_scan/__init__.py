@@ -52,17 +52,17 @@ def selective_scan(
     """
     check_inputs(u, delta, A, B, C, D, z, delta_bias, query_index)
     options = {"delta_softplus": delta_softplus, "reverse": reverse, "query_index": query_index}
-    groups = B.shape[1] if B.dim() == 4 else 1
     chosen = REGISTRY.choose(backend, u, delta, A, B, C, delta_bias, **options)
-    if groups == 1:
-        B, C = (x.squeeze(1) if x.dim() == 4 else x for x in (B, C))
+    if B.dim() == 3:
         y = chosen.run(u, delta, A, B, C, delta_bias, **options)
     else:
-        channels = [x.chunk(groups, dim) if x is not None else [None] * groups
-                    for x, dim in ((u, 1), (delta, 1), (A, 0), (delta_bias, 0))]
-        y = torch.cat(
-            [chosen.run(ug, dg, Ag, B[:, g], C[:, g], bias, **options)
-             for g, (ug, dg, Ag, bias) in enumerate(zip(*channels, strict=True))], dim=1)
+        size = u.shape[1] // B.shape[1]
+        parts = []
+        for group in range(B.shape[1]):
+            d = slice(group * size, (group + 1) * size)
+            bias = None if delta_bias is None else delta_bias[d]
+            parts.append(chosen.run(u[:, d], delta[:, d], A[d], B[:, group], C[:, group], bias, **options))
+        y = torch.cat(parts, dim=1)
     if D is not None:
         y = y + skip(u, D, query_index)
     if z is not None:

@@ -44,6 +44,8 @@ def check_inputs(
         raise BimbaError(f"selective_scan: u must be (B, D, L), received shape {tuple(u.shape)}.")
     if A.dim() != 2:
         raise BimbaError(f"selective_scan: A must be (D, N), received shape {tuple(A.shape)}.")
+    if A.shape[1] == 0:
+        raise BimbaError("selective_scan: A must have at least one state, received N = 0.")
     batch, channels, length = u.shape
     states = A.shape[1]
     outputs = length if query_index is None else _check_query_index(query_index, length)

@@ -121,25 +121,27 @@ class TiledInputs:
 
     @cached_property
     def tiles(self) -> list[Tile]:
+        """In the order of the scan."""
         known = None if self.query_index is None else self.query_index.tolist()
-        tiles = []
-        for number, start in enumerate(range(0, self.length, self.tile_size)):
-            stop = min(start + self.tile_size, self.length)
-            positions = slice(start, stop)
-            if known is None or self.query_index is None:
-                tiles.append(Tile(number, positions, positions, list(range(stop - start)), slice(None), self.reverse))
-                continue
-            queries = slice(bisect_left(known, start), bisect_left(known, stop))
-            index = self.query_index[queries]
-            index = (stop - 1 - index).flip(0) if self.reverse else index - start
-            local = [stop - 1 - p for p in known[queries]][::-1] if self.reverse else [p - start for p in known[queries]]
-            tiles.append(Tile(number, positions, queries, local, index, self.reverse))
+        tiles = [self._tile(number, known) for number in range(-(-self.length // self.tile_size))]
         return tiles[::-1] if self.reverse else tiles
+
+    def _tile(self, number: int, known: list[int] | None) -> Tile:
+        start = number * self.tile_size
+        stop = min(start + self.tile_size, self.length)
+        positions = slice(start, stop)
+        if known is None:
+            return Tile(number, positions, positions, list(range(stop - start)), slice(None), self.reverse)
+        queries = slice(bisect_left(known, start), bisect_left(known, stop))
+        local = sorted(stop - 1 - p if self.reverse else p - start for p in known[queries])
+        index = torch.tensor(local, dtype=torch.int64, device=self.device)
+        return Tile(number, positions, queries, local, index, self.reverse)
 
     @cached_property
     def blocks(self) -> list[Block]:
-        return [self._block(b, d) for b in self._cut(self.batch, self.block_batch)
-                for d in self._cut(self.channels, self.block_channels)]
+        samples = self._cut(self.batch, self.block_batch)
+        channels = self._cut(self.channels, self.block_channels)
+        return [self._block(b, d) for b in samples for d in channels]
 
     def _block(self, b: slice, d: slice) -> Block:
         bias = None if self.bias is None else self.bias[d]

@@ -1,0 +1,125 @@
+"""train.py as a user meets it: run as a command, from another folder."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bimba.types import BimbaError
+from tests.training.fakes import tokenizer_folder
+
+SCRIPT = Path(__file__).parents[2] / "train.py"
+
+
+def run(*arguments, cwd, script=SCRIPT):
+    environment = {key: value for key, value in os.environ.items() if key != "BIMBA_ROOT"}
+    return subprocess.run(
+        [sys.executable, str(script), *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two steps of the default on a handful of needle clips, from random weights, with relative paths."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(tokenizer_folder(), folder / "tokenizer")
+    done = run(
+        "checkpoint=null",
+        "model.tokenizer=tokenizer",
+        "model.config.num_frames=8",
+        "trainer.max_steps=2",
+        "data.prepare.root=needle",
+        "data.prepare.num_clips={train: 8, test: 1}",
+        "data.prepare.workers=1",
+        "data.global_batch_size=4",
+        "data.batch_size=2",
+        "data.num_workers=0",
+        "data.val_samples=0",
+        "hydra.run.dir=outputs/my run",
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_run_leaves_metrics_config_and_checkpoint(finished):
+    folder, _ = finished
+    run_dir = folder / "outputs/my run"
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "1"]
+    assert all(float(row["train/loss"]) > 0 for row in rows)
+    assert json.loads((run_dir / "checkpoint/config.json").read_text())["model_type"] == "bimba"
+    assert "max_steps: 2" in (run_dir / "config.yaml").read_text()
+    assert (run_dir / "resume/last.ckpt").is_file()
+    assert {path.name for path in folder.iterdir()} == {"outputs", "needle", "tokenizer"}
+
+
+def test_it_says_what_is_trained_and_what_to_do_next(finished):
+    folder, done = finished
+    assert "compressor" in done.stdout and "lora" in done.stdout
+    assert "step 2/2" in done.stdout
+    last = done.stdout.strip().splitlines()[-2:]
+    assert "evaluate.py checkpoint='outputs/my run/checkpoint'" in last[0]
+    assert 'bimba ask VIDEO "QUESTION" --checkpoint' in last[1]
+    assert done.stderr == ""
+
+
+def test_what_it_left_loads(finished):
+    from bimba.checkpoint import load_pretrained
+
+    model, processor = load_pretrained(finished[0] / "outputs/my run/checkpoint")
+    assert model.config.num_frames == processor.num_frames == 8
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
+    done = run("trainer.max_stepps=3", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "max_stepps" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint=nowhere"], "There is no checkpoint folder nowhere"),
+        (["+extra=1"], "Nobody reads extra"),
+        (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is no file"),
+        (["experiment=bimba_7b"], "give data.annotations=... data.video_folder=..."),
+        (["model.dtype=bfloat16"], "Expected trainer.precision=bf16-mixed"),
+        (["trainer.precision=bf16-true"], "Expected trainer.precision=bf16-mixed"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_message(overrides, message, train_config, train_script):
+    with pytest.raises(SystemExit) as stop:
+        train_script.main(train_config(*overrides))
+    assert message in stop.value.code
+
+
+def test_the_trace_can_be_asked_for(train_config, train_script):
+    with pytest.raises(BimbaError):
+        train_script.main(train_config("checkpoint=nowhere", "show_traceback=true"))
+
+
+def test_help_and_cfg_do_not_import_torch(tmp_path):
+    code = f"""
+import runpy, sys
+sys.argv = [{str(SCRIPT)!r}, sys.argv[1], *sys.argv[2:]]
+try:
+    runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+finally:
+    print("torch" in sys.modules, "lightning" in sys.modules)
+"""
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    for arguments in (["--help"], ["--cfg", "job", "model=bimba_qwen2_7b"]):
+        done = run(*arguments, cwd=tmp_path, script=program)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "False False"
+    assert "num_hidden_layers: 28" in done.stdout

@@ -1,0 +1,75 @@
+"""The choice of a backend: found by file, asked before it runs, never replaced in silence."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from bimba.ops.backend import Registry
+from bimba.types import BimbaError
+
+FAST = """
+from bimba.ops.backend import Backend
+BACKEND = Backend(
+    run=lambda x: ("fast", x), priority=2,
+    unavailable=lambda: {unavailable!r},
+    refuses=lambda x: "x must be even" if x % 2 else None,
+)
+"""
+SLOW = """
+from bimba.ops.backend import Backend
+BACKEND = Backend(run=lambda x: ("slow", x), priority=1)
+"""
+
+
+@pytest.fixture
+def make_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(name: str, unavailable: str | None = None) -> Registry:
+        package = tmp_path / name
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "fast.py").write_text(FAST.format(unavailable=unavailable))
+        (package / "slow.py").write_text(SLOW)
+        (package / "helper.py").touch()
+        return Registry(name)
+
+    return make
+
+
+def test_auto_takes_the_best_that_accepts_the_inputs(make_registry) -> None:
+    registry = make_registry("op_auto")
+    assert list(registry.backends) == ["fast", "slow"]
+    assert registry.choose("auto", 2).run(2) == ("fast", 2)
+    assert registry.choose("auto", 3).run(3) == ("slow", 3)
+
+
+def test_auto_says_once_what_it_chose_and_why(make_registry, caplog: pytest.LogCaptureFixture) -> None:
+    registry = make_registry("op_log", unavailable="no fast machine; buy one")
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            registry.choose("auto", 2)
+    assert [record.message for record in caplog.records] == [
+        "op_log: backend 'fast' passed over: no fast machine; buy one",
+        "op_log: auto chose backend 'slow'",
+    ]
+
+
+def test_a_named_backend_that_cannot_run_raises(make_registry) -> None:
+    registry = make_registry("op_named", unavailable="no fast machine; buy one")
+    with pytest.raises(BimbaError, match="'fast' was asked for but cannot run: no fast machine; buy one"):
+        registry.choose("fast", 2)
+    assert registry.choose("slow", 2).run(2) == ("slow", 2)
+
+
+def test_a_named_backend_that_refuses_the_inputs_raises(make_registry) -> None:
+    with pytest.raises(BimbaError, match="x must be even"):
+        make_registry("op_refuses").choose("fast", 3)
+
+
+def test_an_unknown_name_lists_the_known_ones(make_registry) -> None:
+    with pytest.raises(BimbaError, match="'quick'; choose one of: auto, fast, slow"):
+        make_registry("op_unknown").choose("quick", 2)
