@@ -19,7 +19,10 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 demo: setup ## train a small BIMBA on long needle videos and score it before and after (about 15 minutes on two cores)
-	$(BIN)/python -m bimba.demo
+	$(BIN)/python train.py experiment=needle_demo hydra.run.dir=outputs/demo/train
+	$(BIN)/python evaluate.py checkpoint=bimba-tiny num_frames=32 temporal_pooling=16 output_dir=outputs/demo/before
+	$(BIN)/python evaluate.py checkpoint=outputs/demo/train/checkpoint output_dir=outputs/demo/after
+	$(BIN)/python -m bimba.report.demo --before outputs/demo/before --after outputs/demo/after --out outputs/demo/summary.json
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest
@@ -37,7 +40,8 @@ bench: setup ## compare the scan backends with their peer
 	$(BIN)/python benchmarks/selective_scan.py
 
 tiny-base: setup ## train the shipped tiny base again (about an hour on two cores; interrupted runs resume)
-	$(BIN)/python train.py experiment=tiny_base
+	$(BIN)/python train.py experiment=tiny_base hydra.run.dir=outputs/tiny_base $(if $(wildcard outputs/tiny_base/resume/last.ckpt),resume=outputs/tiny_base/resume/last.ckpt)
+	cp outputs/tiny_base/checkpoint/* bimba/assets/bimba_tiny/
 
 clean: ## delete outputs and caches, but neither .venv nor data
 	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

@@ -76,6 +76,7 @@ def evaluate(config: DictConfig) -> None:
         device=config.device,
         dtype=config.dtype,
         num_frames=config.num_frames,
+        temporal_pooling=config.temporal_pooling,
         batch_size=config.batch_size,
     )
     results = run_harness(model, config)
@@ -88,6 +89,7 @@ def evaluate(config: DictConfig) -> None:
         "checkpoint": config.checkpoint,
         "benchmark": config.benchmark.name,
         "num_frames": model.num_frames,
+        "temporal_pooling": model.engine.model.config.temporal_pooling,
         "limit": config.limit,
         "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in scores},
         "unreadable_videos": model.unreadable,

@@ -12,17 +12,18 @@ A run leaves in its folder (hydra.run.dir, by default outputs/train/<date>/<time
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("BIMBA_ROOT", str(Path(__file__).resolve().parent))  # conf/paths, before Hydra reads it
 
-import hydra  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from bimba.types import BimbaError  # noqa: E402
+from bimba.types import BimbaError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -45,18 +46,17 @@ def fit(cfg: DictConfig) -> L.Trainer:
     check(cfg)
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    settings = ModelSettings.from_node(OmegaConf.to_container(cfg.model, resolve=True))
+    trainer = build_trainer(cfg)  # first: it is quick to say that there is no such accelerator
+    settings = ModelSettings.from_node(instantiate(cfg.model, _convert_="all"))
     model, processor = build_model(settings, cfg.checkpoint)
     set_trainable(model, settings.tuning, settings.lora)
-    log_parts(model)
-
     module = BimbaModule(model, processor, instantiate(cfg.optimizer, _convert_="all"))
     data = instantiate(cfg.data, processor=processor, _convert_="all")
-    trainer = build_trainer(cfg)
     trainer.accumulate_grad_batches = accumulation_steps(
         cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size
     )
     if trainer.is_global_zero:
+        log_parts(model)
         OmegaConf.save(cfg, Path(cfg.paths.run_dir) / "config.yaml", resolve=True)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
     return trainer
@@ -119,8 +119,8 @@ def what_next(run_dir: Path) -> str:
     shown = here if not here.startswith("..") else str(checkpoint)
     return (
         f"\nThe model is in {shown}. Evaluate it, or ask it:\n"
-        f"  python evaluate.py checkpoint={shown}\n"
-        f'  bimba ask VIDEO "QUESTION" --checkpoint {shown}'
+        f"  python evaluate.py {shlex.quote(f'checkpoint={shown}')}\n"
+        f'  bimba ask VIDEO "QUESTION" --checkpoint {shlex.quote(shown)}'
     )
 
 

@@ -7,13 +7,15 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.utils import logging as logging_utils
 
 from bimba.checkpoint.merge import merged_state_dict
 from bimba.model.bimba import BimbaForConditionalGeneration
@@ -87,9 +89,10 @@ def load_pretrained(
     fresh_compressor = config.compressor != stored
 
     try:
-        loaded: Any = BimbaForConditionalGeneration.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with _quiet_transformers():  # _check_keys says what is missing, and more strictly
+            loaded: Any = BimbaForConditionalGeneration.from_pretrained(
+                folder, config=config, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+            )
         model, info = loaded
         processor = BimbaProcessor.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:
@@ -123,6 +126,19 @@ def save_pretrained(
     except BaseException:  # an interrupted save leaves nothing half-written behind
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    level, bars = logging_utils.get_verbosity(), logging_utils.is_progress_bar_enabled()
+    logging_utils.set_verbosity_error()
+    logging_utils.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging_utils.set_verbosity(level)
+        if bars:
+            logging_utils.enable_progress_bar()
 
 
 def _check_keys(folder: Path, info: Mapping[str, Any], fresh_compressor: bool) -> None:

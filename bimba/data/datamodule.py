@@ -108,8 +108,9 @@ class VideoQADataModule(L.LightningDataModule):
         num_train = len(dataset) - self.val_samples
         if num_train < self.global_batch_size:
             raise BimbaError(
-                f"{self.annotations}: {len(dataset)} samples, of which {self.val_samples} (data.val_samples) are held out, "
-                f"leave too few for one step of {self.global_batch_size} (data.global_batch_size). Lower one of the two."
+                f"{self.annotations}: {len(dataset)} samples, of which {self.val_samples} (data.val_samples) are held "
+                f"out, leave too few for one step of {self.global_batch_size} (data.global_batch_size). Lower one of "
+                "the two."
             )
         order = np.random.default_rng(_VALIDATION_SEED).permutation(len(dataset)).tolist()
         self.train_set = Subset(dataset, sorted(order[self.val_samples :]))

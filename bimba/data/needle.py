@@ -45,14 +45,14 @@ class NeedleConfig:
 
     num_video_frames: int = 96
     fps: int = 8
-    size: int = 64
-    needle_px: int = 16
-    needle_grid_px: int = 4
-    needle_frames: tuple[int, int] = (4, 6)
+    size: int = 96
+    needle_px: int = 12
+    needle_grid_px: int = 12
+    needle_frames: tuple[int, int] = (3, 4)
     needle_gap: int = 4
     ordering_needles: int = 3
     max_count: int = 4
-    distractors: tuple[int, int] = (0, 2)
+    distractors: tuple[int, int] = (0, 4)
     contrast: float = 0.7
 
 

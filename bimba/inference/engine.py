@@ -84,6 +84,7 @@ class VideoQA:
         path: str | os.PathLike[str],
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
+        temporal_pooling: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> VideoQA:
         """Loads a checkpoint.
@@ -91,12 +92,15 @@ class VideoQA:
         Args:
             path: a checkpoint folder, or a name that ``load_pretrained`` knows, such as ``bimba-tiny``.
             dtype: None keeps the checkpoint's.
+            temporal_pooling: how many frames one frame of queries averages; None keeps the checkpoint's.
 
         Raises:
             BimbaError: no checkpoint there, or no such device or dtype.
         """
         where = resolve_device(device)
-        model, processor = load_pretrained(os.fspath(path), dtype=resolve_dtype(dtype), device=where)
+        model, processor = load_pretrained(
+            os.fspath(path), temporal_pooling=temporal_pooling, dtype=resolve_dtype(dtype), device=where
+        )
         return cls(model, processor, cache_bytes)
 
     @property

@@ -81,13 +81,14 @@ class MambaMixer(nn.Module):
         for module in self.children():
             if isinstance(module, nn.Linear | nn.Conv1d):
                 module.reset_parameters()
-        options = {"dtype": torch.float32, "device": self.D.device}
-        log_states = torch.arange(1, self.d_state + 1, **options).log()  # A[d, n] = -(n + 1)
+        device = self.D.device
+        log_states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=device).log()  # A[d, n] = -(n + 1)
         self.A_log.copy_(log_states.expand_as(self.A_log))
         self.D.fill_(1.0)
         # Step sizes start log-uniform in [0.001, 0.1]: the bias is softplus' inverse of such a draw.
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        dt = torch.empty(self.d_inner, **options).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        log_dt = torch.empty(self.d_inner, dtype=torch.float32, device=device).uniform_(math.log(1e-3), math.log(1e-1))
+        dt = log_dt.exp()
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         if self.bidirectional:
             # The original zeroes the diagonal of A_b_log (channel i, state i), so A_b[i, i] = -1 instead of -(i + 1).

@@ -28,9 +28,6 @@ class BimbaProcessor(ProcessorMixin):
         temporal_pooling, newline_position, num_frames: as in ``BimbaConfig``.
     """
 
-    attributes = ["image_processor", "tokenizer"]
-    image_processor_class = "SiglipImageProcessor"
-    tokenizer_class = "AutoTokenizer"
     video_token = "<|video_pad|>"
 
     image_processor: SiglipImageProcessor

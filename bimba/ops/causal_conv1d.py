@@ -109,9 +109,8 @@ def _sum_taps(x: Tensor, run: slice, weight: Tensor, bias: Tensor | None, revers
     """(L, D) -> the run's positions (n, D): bias plus all taps, before the activation."""
     dtype = _wide(x)
     taps = weight.to(dtype).unbind(1)
-    total = x[run].to(dtype) * taps[-1]
-    if bias is not None:
-        total += bias
+    own = x[run].to(dtype)
+    total = own * taps[-1] if bias is None else torch.addcmul(bias.to(dtype), own, taps[-1])
     for tap, (to, source) in zip(taps[:-1], _shifts(len(x), run, len(taps), reverse), strict=False):
         total[to.start - run.start : to.stop - run.start].addcmul_(x[source].to(dtype), tap)
     return total

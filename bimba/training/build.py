@@ -91,7 +91,8 @@ def build_model(
     if settings.gradient_checkpointing:
         # A frozen vision tower keeps nothing for a backward pass; transformers would make it run one.
         for part in [model.language_model, *([model.vision_tower] if settings.tuning == "full" else [])]:
-            enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)  # 5.2x renamed it
+            # The first is the new name of the second.
+            enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
     return model, processor
 
@@ -108,16 +109,18 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
     tokenizer = _load_tokenizer(settings.tokenizer)
     video_token_id = tokenizer.get_vocab().get(VIDEO_TOKEN)
     if video_token_id is None:
-        raise BimbaError(f"The tokenizer {settings.tokenizer} has no token {VIDEO_TOKEN}, which stands for a video; add it.")
+        raise BimbaError(
+            f"The tokenizer {settings.tokenizer} has no token {VIDEO_TOKEN}, which stands for a video; add it."
+        )
     text_config = {"vocab_size": len(tokenizer), **settings.config["text_config"]}
     if text_config["vocab_size"] < len(tokenizer):
         raise BimbaError(
-            f"model.config.text_config.vocab_size is {text_config['vocab_size']}, but the tokenizer {settings.tokenizer} "
-            f"has {len(tokenizer)} tokens; give at least that, or leave the key out."
+            f"model.config.text_config.vocab_size is {text_config['vocab_size']}, but the tokenizer "
+            f"{settings.tokenizer} has {len(tokenizer)} tokens; give at least that, or leave the key out."
         )
     sizes = {**settings.config, "text_config": text_config}
     config = BimbaConfig(**sizes, compressor=settings.compressor, video_token_id=video_token_id)
-    model = BimbaForConditionalGeneration(config).to(DTYPES[settings.dtype])
+    model = BimbaForConditionalGeneration(config).to(DTYPES[settings.dtype])  # type: ignore[arg-type]
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     side = config.vision_config.image_size

@@ -41,6 +41,12 @@ class BadVideoGuard(L.Callback):
         self.seen = 0
         self.bad = 0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if (
+            trainer.is_global_zero and self.seen == 0
+        ):  # not resumed: the list of an earlier run in this folder is not ours
+            self.path.unlink(missing_ok=True)
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: Any) -> None:
         bad = batch.get("bad_samples", [])
         self.seen += len(bad) + (len(batch["input_ids"]) if "input_ids" in batch else 0)
@@ -51,9 +57,9 @@ class BadVideoGuard(L.Callback):
         if self.bad > self.max_bad_share * max(self.seen, self.min_samples):
             raise BimbaError(
                 f"{self.bad} of the first {self.seen} training samples could not be read. The rule: at most "
-                f"{self.max_bad_share:.3g} (callbacks.bad_videos.max_bad_share) of the samples seen, counted as at least "
-                f"{self.min_samples} (min_samples). Each is listed with its error in {self.path}, the last one is: "
-                f"{bad[-1].error if bad else 'see there'} Repair or remove these files, or raise the allowed share."
+                f"{self.max_bad_share:.3g} (callbacks.bad_videos.max_bad_share) of the samples seen, counted as at "
+                f"least {self.min_samples} (min_samples). Each is listed with its error in {self.path}, the last one "
+                f"is: {bad[-1].error if bad else 'see there'} Repair or remove these files, or raise the allowed share."
             )
 
     def _write(self, step: int, bad: list[BadSample]) -> None:
@@ -116,5 +122,5 @@ class SaveCheckpoint(L.Callback):
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at_step = trainer.global_step
         if trainer.is_global_zero:
-            save_pretrained(pl_module.model, pl_module.processor, self.folder)
+            save_pretrained(pl_module.model, pl_module.processor, self.folder)  # type: ignore[arg-type]  # a BimbaModule
             log.info("The model after step %d is in %s", trainer.global_step, self.folder)

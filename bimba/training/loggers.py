@@ -7,40 +7,68 @@ import logging
 import netrc
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
 
 WANDB_URL = "https://api.wandb.ai"
 
 
-class _AppendingWriter(ExperimentWriter):
-    """Lightning's writer, except that rows of an earlier part of the same run are kept instead of deleted."""
+class _Writer(ExperimentWriter):
+    """Lightning's writer, except that it leaves what an earlier part of the run wrote; ``CsvLogger`` decides on that."""
 
     def _check_log_dir_exists(self) -> None:
+        pass
+
+    def keep_steps_before(self, step: int) -> None:
+        """Takes over the rows of earlier steps, and drops the others."""
         path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(newline="") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if int(row["step"]) < step]
+            self.metrics_keys = list(reader.fieldnames or []) if rows else []
+        path.unlink()
+        if rows:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.metrics_keys)
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 class CsvLogger(CSVLogger):
-    """Writes ``<run_dir>/metrics.csv``, flushed at every logged step; a resumed run in the same folder appends."""
+    """Writes ``<run_dir>/metrics.csv``, flushed at every logged step.
 
-    def __init__(self, run_dir: str | Path):
+    Args:
+        run_dir: a new run replaces the file that an earlier one left here.
+        resume: where the run goes on from, None for a new one; then the rows before the first new step stay.
+    """
+
+    def __init__(self, run_dir: str | Path, resume: str | None = None):
         super().__init__(save_dir=run_dir, name="", version="", flush_logs_every_n_steps=1)
+        self._resumed = resume is not None
+        self._has_begun = False
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:  # type: ignore[override]
+    def experiment(self) -> _Writer:
         if self._experiment is None:
-            self._experiment = _AppendingWriter(log_dir=str(self.save_dir))
-        return self._experiment  # type: ignore[return-value]
+            self._experiment = _Writer(log_dir=str(self.save_dir))
+        return cast("_Writer", self._experiment)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self.experiment.keep_steps_before(step or 0 if self._resumed else 0)
+        super().log_metrics(metrics, step)
 
 
 def has_wandb_key() -> bool:
@@ -63,8 +91,8 @@ def wandb_logger(run_dir: str | Path, project: str, name: str | None = None, **k
     offline = "WANDB_MODE" not in os.environ and not has_wandb_key()
     if offline:
         log.info(
-            "No Weights & Biases key, so this run is logged offline: look at it with `wandb beta leet run %s`, or upload "
-            "it later with `wandb login` and `wandb sync %s`.",
+            "No Weights & Biases key, so this run is logged offline: look at it with `wandb beta leet run %s`, or "
+            "upload it later with `wandb login` and `wandb sync %s`.",
             Path(run_dir) / "wandb" / "latest-run",
             Path(run_dir) / "wandb" / "latest-run",
         )

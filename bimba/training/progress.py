@@ -61,7 +61,10 @@ class StepProgress(ProgressBar):
             self._last_printed = trainer.global_step
             pace_s = (time.perf_counter() - self._started_s) / (trainer.global_step - self._first_step)
             total = "" if self._num_steps is None else f"/{self._num_steps}"
-            print(f"step {trainer.global_step}{total}  {self._metrics(trainer, pl_module)}  {pace_s:.2f} s/step", flush=True)
+            print(
+                f"step {trainer.global_step}{total}  {self._metrics(trainer, pl_module)}  {pace_s:.2f} s/step",
+                flush=True,
+            )
 
     def _is_time_for_a_line(self, step: int) -> bool:
         if step == self._last_printed:

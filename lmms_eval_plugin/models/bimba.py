@@ -53,7 +53,7 @@ class Bimba(lmms):
 
     Args:
         pretrained: a checkpoint folder or name for ``bimba.checkpoint.load_pretrained``.
-        device, dtype: as for ``VideoQA.from_pretrained``.
+        device, dtype, temporal_pooling: as for ``VideoQA.from_pretrained``.
         num_frames: frames sampled from each video; None = the checkpoint's number.
         batch_size, max_batch_size: taken because the harness passes them. Questions are answered one at a time, so
             that an answer never depends on what it was batched with.
@@ -70,13 +70,16 @@ class Bimba(lmms):
         device: str = "auto",
         dtype: str | None = None,
         num_frames: int | None = None,
+        temporal_pooling: int | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ):
         super().__init__()
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
             logger.info(f"bimba answers one question at a time; batch size {batch_size} is not used.")
-        self.engine = VideoQA.from_pretrained(pretrained, device=device, dtype=dtype, cache_bytes=0)
+        self.engine = VideoQA.from_pretrained(
+            pretrained, device=device, dtype=dtype, temporal_pooling=temporal_pooling, cache_bytes=0
+        )
         self.num_frames = self.engine.num_frames if num_frames is None else num_frames
         self.device: torch.device = self.engine.model.device
         self.unreadable: dict[str, str] = {}

@@ -56,7 +56,9 @@ def test_every_experiment_opens_with_its_command_and_adds_no_key(experiment, tra
     assert lines[1].startswith(f"# python train.py experiment={experiment}")
     cfg = train_config(f"experiment={experiment}")
     chosen = HydraConfig.get().runtime.choices
-    groups = [f"{group}={chosen[group]}" for group in GROUPS if chosen.get(group) and group not in ("experiment", "debug")]
+    groups = [
+        f"{group}={chosen[group]}" for group in GROUPS if chosen.get(group) and group not in ("experiment", "debug")
+    ]
     without = train_config(*groups)
     added = keys(OmegaConf.to_container(cfg)) - keys(OmegaConf.to_container(without))
     assert not added, f"keys that no group defines, so nobody reads them: {sorted(added)}"
@@ -64,9 +66,7 @@ def test_every_experiment_opens_with_its_command_and_adds_no_key(experiment, tra
 
 @pytest.mark.parametrize("debug", options("debug"))
 def test_debug_adds_no_key(debug, train_config):
-    added = keys(OmegaConf.to_container(train_config(f"debug={debug}"))) - keys(
-        OmegaConf.to_container(train_config())
-    )
+    added = keys(OmegaConf.to_container(train_config(f"debug={debug}"))) - keys(OmegaConf.to_container(train_config()))
     assert not added
 
 

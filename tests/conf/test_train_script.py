@@ -61,12 +61,13 @@ def test_a_run_leaves_metrics_config_and_checkpoint(finished):
 
 
 def test_it_says_what_is_trained_and_what_to_do_next(finished):
-    folder, done = finished
-    assert "compressor" in done.stdout and "lora" in done.stdout
+    _, done = finished
+    assert "compressor" in done.stdout
+    assert "lora" in done.stdout
     assert "step 2/2" in done.stdout
     last = done.stdout.strip().splitlines()[-2:]
-    assert "evaluate.py checkpoint='outputs/my run/checkpoint'" in last[0]
-    assert 'bimba ask VIDEO "QUESTION" --checkpoint' in last[1]
+    assert "evaluate.py 'checkpoint=outputs/my run/checkpoint'" in last[0]
+    assert "bimba ask VIDEO \"QUESTION\" --checkpoint 'outputs/my run/checkpoint'" in last[1]
     assert done.stderr == ""
 
 

@@ -48,7 +48,8 @@ def order(sampler: EpochSampler, epoch: int) -> list[int]:
 def test_order_is_a_function_of_seed_and_epoch():
     sampler = EpochSampler(100, 8, shuffle=True, seed=1)
     first, second = order(sampler, 0), order(sampler, 1)
-    assert first != second and first != sorted(first)
+    assert first != second
+    assert first != sorted(first)
     assert order(EpochSampler(100, 8, shuffle=True, seed=1), 1) == second
     assert order(EpochSampler(100, 8, shuffle=True, seed=2), 0) != first
     assert len(first) == len(set(first)) == len(sampler) == 96
@@ -108,7 +109,9 @@ def test_validation_samples_are_held_out(make):
     data = make()
     data.setup("fit")
     train, val = set(data.train_set.indices), set(data.val_set.indices)
-    assert len(val) == 3 and not train & val and train | val == set(range(NUM_CLIPS))
+    assert len(val) == 3
+    assert not train & val
+    assert train | val == set(range(NUM_CLIPS))
     val_batches = list(data.val_dataloader())
     assert [len(b["input_ids"]) for b in val_batches] == [2, 1]
     other_seed = make(seed=8)

@@ -18,6 +18,7 @@ from bimba.data.needle import TASKS, digit_bank, render_clip
 from bimba.data.needle_files import EQUAL_TASKS, generate, generate_splits, plan
 from bimba.data.video import read_frames
 from bimba.types import BimbaError
+from tests.data.files import TINY_CLIP
 
 NUM_CLIPS = 12
 
@@ -93,7 +94,9 @@ def test_other_seed_and_split_give_other_clips(complete, tmp_path):
 
 def test_train_and_test_share_no_digit_image():
     train, test = ({image.tobytes() for images in digit_bank(s).images for image in images} for s in ("train", "test"))
-    assert train and test and not train & test
+    assert train
+    assert test
+    assert not train & test
 
 
 def test_generate_splits(tmp_path):
@@ -111,7 +114,8 @@ def test_plan_is_balanced(open_ended):
     assert set(closed.values()) <= ({100} if open_ended == 0 else {74, 75, 76})
     assert [clip.index for clip in clips] == list(range(1200))
     letters = [clip.letter for clip in clips]
-    assert letters != sorted(letters) and letters[:8] != list("ABCDABCD")  # shuffled
+    assert letters != sorted(letters)
+    assert letters[:8] != list("ABCDABCD")
     assert plan(1200, EQUAL_TASKS, open_ended, 0, "train") == clips
     assert plan(1200, EQUAL_TASKS, open_ended, 1, "train") != clips
     assert plan(1200, EQUAL_TASKS, open_ended, 0, "test") != clips
@@ -128,7 +132,8 @@ def test_open_ended_rows_keep_their_options(tmp_path):
     rows = json.loads(write(tmp_path, num_clips=2, open_ended=1.0).read_text())
     for row in rows:
         assert row["conversations"][1]["value"] == row["answer_text"]
-        assert len(row["options"]) == 4 and row["answer"] in "ABCD"
+        assert len(row["options"]) == 4
+        assert row["answer"] in "ABCD"
 
 
 def test_complete_data_is_left_alone(complete, monkeypatch):
@@ -156,7 +161,6 @@ CHILD = """
 import os, signal, sys
 from bimba.data.needle import NeedleConfig
 from bimba.data.needle_files import generate
-from tests.data.files import TINY_CLIP
 
 def main(how, root):
     replace, calls = os.replace, []
@@ -179,9 +183,10 @@ def test_interrupted_in_the_middle_of_a_write_and_resumed(complete, tmp_path, mo
             raise KeyboardInterrupt
         os.rename(source, target)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         write(tmp_path)
+    monkeypatch.undo()
     assert set(contents(tmp_path)) == {"train/config.json", *(f"train/videos/{i:06d}.mp4" for i in range(4))}
     write(tmp_path)
     assert contents(tmp_path) == contents(complete)

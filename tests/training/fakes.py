@@ -144,7 +144,13 @@ def tiny_module(tuning: str = "lora", model: dict[str, Any] | None = None, **opt
     return BimbaModule(built, processor, OptimizerSettings(**{"lr": 1e-3, "warmup_ratio": 0.0, **optimizer}))
 
 
-def tiny_trainer(run_dir: Path, max_steps: int, callbacks: Sequence[L.Callback] | None = None, **kwargs: Any) -> L.Trainer:
+def tiny_trainer(
+    run_dir: Path,
+    max_steps: int,
+    callbacks: Sequence[L.Callback] | None = None,
+    resume: Path | None = None,
+    **kwargs: Any,
+) -> L.Trainer:
     if callbacks is None:
         callbacks = [BadVideoGuard(run_dir), SaveCheckpoint(run_dir)]
     return L.Trainer(
@@ -159,7 +165,7 @@ def tiny_trainer(run_dir: Path, max_steps: int, callbacks: Sequence[L.Callback] 
         enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks),
         enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),
         callbacks=list(callbacks),
-        logger=CsvLogger(run_dir),
+        logger=CsvLogger(run_dir, resume),
         **kwargs,
     )
 

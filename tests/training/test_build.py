@@ -38,7 +38,7 @@ def test_a_checkpoint_is_loaded_with_the_compressor_and_pooling_of_the_configura
 def test_a_checkpoint_of_other_sizes_is_an_error_that_names_them(tmp_path):
     save_pretrained(*tiny_model(), tmp_path / "base")
     other = {**SIZES, "text_config": {**SIZES["text_config"], "num_hidden_layers": 3}}
-    with pytest.raises(BimbaError, match="text_config.num_hidden_layers: checkpoint 2, model.config 3"):
+    with pytest.raises(BimbaError, match=r"text_config\.num_hidden_layers: checkpoint 2, model.config 3"):
         build(str(tmp_path / "base"), config=other)
 
 
@@ -92,5 +92,5 @@ def test_accumulation(arguments, steps):
 
 @pytest.mark.parametrize("arguments", [(8, 3, 1), (4, 8, 1), (0, 1, 1)])
 def test_a_global_batch_that_does_not_divide_is_an_error(arguments):
-    with pytest.raises(BimbaError, match="data.global_batch_size"):
+    with pytest.raises(BimbaError, match=r"data\.global_batch_size"):
         accumulation_steps(*arguments)

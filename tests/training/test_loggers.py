@@ -64,10 +64,21 @@ def test_new_columns_may_come_later(tmp_path):
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,train/loss,val/loss", "0,1.0,", "0,,2.0"]
 
 
-def test_a_second_logger_appends(tmp_path):
-    CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, step=0)
-    again = CsvLogger(tmp_path)
-    again.log_metrics({"train/loss": 0.5}, step=1)
-    again.log_metrics({"val/loss": 2.0}, step=1)
-    expected = ["step,train/loss,val/loss", "0,1.0,", "1,0.5,", "1,,2.0"]
+def log_steps(logger, steps, **metrics):
+    for step in steps:
+        logger.log_metrics(metrics, step=step)
+
+
+def test_a_resumed_run_goes_on_where_it_resumed(tmp_path):
+    log_steps(CsvLogger(tmp_path), [0, 1, 2], **{"train/loss": 1.0})
+    again = CsvLogger(tmp_path, resume="last.ckpt")
+    log_steps(again, [2], **{"train/loss": 0.5})
+    log_steps(again, [2], **{"val/loss": 2.0})
+    expected = ["step,train/loss,val/loss", "0,1.0,", "1,1.0,", "2,0.5,", "2,,2.0"]
     assert (tmp_path / "metrics.csv").read_text().splitlines() == expected
+
+
+def test_a_new_run_in_the_same_folder_starts_a_new_file(tmp_path):
+    log_steps(CsvLogger(tmp_path), [0, 1, 2], **{"train/loss": 1.0})
+    log_steps(CsvLogger(tmp_path), [0], **{"val/loss": 0.5})
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,val/loss", "0,0.5"]

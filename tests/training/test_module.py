@@ -6,7 +6,6 @@ from bimba.training.module import answer_window
 from bimba.types import BadSample, BimbaError
 from tests.training.fakes import FakeData, read_metrics, tiny_module, tiny_trainer
 
-
 PARTS = ("vision_tower", "projector", "image_newline", "language_model")
 
 

@@ -19,7 +19,8 @@ def test_without_a_terminal_a_few_lines_are_printed(tmp_path, capsys):
     fit(tmp_path)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert [line.split()[1] for line in lines] == ["2/6", "4/6", "6/6"]
-    assert "train/loss" in lines[0] and lines[0].endswith("s/step")
+    assert "train/loss" in lines[0]
+    assert lines[0].endswith("s/step")
     assert "val/exact_answers" in lines[2]
 
 
@@ -46,7 +47,8 @@ def test_in_a_terminal_it_is_a_bar_and_logging_is_given_back(tmp_path, terminal)
         logging.getLogger().removeHandler(handler)
     assert handler.stream is sys.__stderr__
     shown = terminal.getvalue()
-    assert "6/6" in shown and "train/loss" in shown and "Validation" in shown
+    for text in ("6/6", "train/loss", "Validation"):
+        assert text in shown
 
 
 def test_the_bar_is_closed_when_the_run_fails(tmp_path, terminal):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bimba.ops.backend import Registry
-from bimba.ops.selective_scan.inputs import check_inputs, silu_gate, skip
+from bimba.ops.selective_scan.inputs import check_inputs, silu_gate
 
 REGISTRY = Registry(__name__)
 
@@ -52,19 +52,17 @@ def selective_scan(
     """
     check_inputs(u, delta, A, B, C, D, z, delta_bias, query_index)
     options = {"delta_softplus": delta_softplus, "reverse": reverse, "query_index": query_index}
-    chosen = REGISTRY.choose(backend, u, delta, A, B, C, delta_bias, **options)
+    chosen = REGISTRY.choose(backend, u, delta, A, B, C, D, delta_bias, **options)
     if B.dim() == 3:
-        y = chosen.run(u, delta, A, B, C, delta_bias, **options)
+        y = chosen.run(u, delta, A, B, C, D, delta_bias, **options)
     else:
         size = u.shape[1] // B.shape[1]
         parts = []
         for group in range(B.shape[1]):
             d = slice(group * size, (group + 1) * size)
-            bias = None if delta_bias is None else delta_bias[d]
-            parts.append(chosen.run(u[:, d], delta[:, d], A[d], B[:, group], C[:, group], bias, **options))
+            skip, bias = (None if x is None else x[d] for x in (D, delta_bias))
+            parts.append(chosen.run(u[:, d], delta[:, d], A[d], B[:, group], C[:, group], skip, bias, **options))
         y = torch.cat(parts, dim=1)
-    if D is not None:
-        y = y + skip(u, D, query_index)
     if z is not None:
         y = silu_gate(y, z)
     return y.to(u.dtype)

@@ -30,14 +30,15 @@ def scan(
     A: Tensor,
     B: Tensor,
     C: Tensor,
+    D: Tensor | None,
     delta_bias: Tensor | None,
     *,
     delta_softplus: bool,
     reverse: bool,
     query_index: Tensor | None,
 ) -> Tensor:
-    """(B, D, L) -> (B, D, L) or (B, D, Q): the recurrence without skip and gate."""
-    inputs = (u, delta, A, B, C, delta_bias)
+    """(B, D, L) -> (B, D, L) or (B, D, Q): everything but the gate."""
+    inputs = (u, delta, A, B, C, D, delta_bias)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         y: Tensor = _ChunkedScan.apply(*inputs, delta_softplus, reverse, query_index)
         return y
@@ -53,14 +54,15 @@ class _ChunkedScan(torch.autograd.Function):
         A: Tensor,
         B: Tensor,
         C: Tensor,
+        D: Tensor | None,
         delta_bias: Tensor | None,
         delta_softplus: bool,
         reverse: bool,
         query_index: Tensor | None,
     ) -> Tensor:
-        inputs = TiledInputs(u, delta, A, B, C, delta_bias, reverse, query_index)
+        inputs = TiledInputs(u, delta, A, B, C, D, delta_bias, reverse, query_index)
         starts = inputs.new(len(inputs.tiles), inputs.batch, inputs.num_states, inputs.channels)
-        ctx.save_for_backward(u, delta, A, B, C, delta_bias, query_index, starts)
+        ctx.save_for_backward(u, delta, A, B, C, D, delta_bias, query_index, starts)
         ctx.options = (delta_softplus, reverse)
         return _forward(inputs, delta_softplus, starts)
 
@@ -69,7 +71,9 @@ class _ChunkedScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, query_index, starts = ctx.saved_tensors
         delta_softplus, reverse = ctx.options
-        grads = _backward(TiledInputs(*tensors, reverse, query_index), delta_softplus, starts, dy.permute(2, 0, 1))
+        u, delta, A, B, C, D, delta_bias = tensors
+        inputs = TiledInputs(u, delta, A, B, C, D, delta_bias, reverse, query_index)
+        grads = _backward(inputs, delta_softplus, starts, dy.permute(2, 0, 1))
         cast = [None if x is None else grad.to(x.dtype) for grad, x in zip(grads, tensors, strict=True)]
         return (*cast, None, None, None)
 
@@ -89,13 +93,16 @@ def _forward(inputs: TiledInputs, softplus: bool, starts: Tensor | None) -> Tens
                 step = F.softplus(delta) if softplus else delta
                 buffers.scan(step, B, step * u)
                 if tile.local:
-                    tile.write_queries(y_block, _sum_states(C, buffers.states_at_queries(tile)))
+                    y_tile = _sum_states(C, buffers.states_at_queries(tile))
+                    if block.D is not None:
+                        y_tile += block.D * u[tile.local_index]
+                    tile.write_queries(y_block, y_tile)
                 buffers.states[0].copy_(buffers.states[tile.size])
     return y.transpose(1, 2)
 
 
 def _backward(inputs: TiledInputs, softplus: bool, starts: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of u, delta, A, B, C, delta_bias from dy (Q, B, D).
+    """Gradients of u, delta, A, B, C, D, delta_bias from dy (Q, B, D).
 
     With g[t] the gradient of the state h[t], e[t] = decay[t] g[t], and t' the position scanned after t::
 
@@ -104,7 +111,8 @@ def _backward(inputs: TiledInputs, softplus: bool, starts: Tensor, dy: Tensor) -
     """
     batch, length, channels = inputs.batch, inputs.length, inputs.channels
     du, ddelta = inputs.new(batch, length, channels), inputs.new(batch, length, channels)
-    dA, dbias = inputs.new(inputs.num_states, channels).zero_(), inputs.new(channels).zero_()
+    dA = inputs.new(inputs.num_states, channels).zero_()
+    dD, dbias = inputs.new(channels).zero_(), inputs.new(channels).zero_()
     dB = inputs.new(batch, length, inputs.num_states).zero_()
     dC = inputs.new(batch, inputs.num_outputs, inputs.num_states).zero_()
     with torch.autocast(inputs.device.type, enabled=False):
@@ -136,11 +144,15 @@ def _backward(inputs: TiledInputs, softplus: bool, starts: Tensor, dy: Tensor) -
                 dstep = dlog_decay.mul_(block.A).sum(2).addcmul_(dstep_u, u)
                 ddelta_tile = dstep.mul_(torch.sigmoid(delta)) if softplus else dstep
                 dbias[d] += ddelta_tile.sum((0, 1))
-                tile.write(du[b, :, d].transpose(0, 1), dstep_u.mul_(step))
+                du_tile = dstep_u.mul_(step)
+                if block.D is not None:
+                    du_tile[at] += block.D * dy_tile
+                    dD[d] += (dy_tile * u[at]).sum((0, 1))
+                tile.write(du[b, :, d].transpose(0, 1), du_tile)
                 tile.write(ddelta[b, :, d].transpose(0, 1), ddelta_tile)
                 tile.add(dB[b].transpose(0, 1), dB_tile)
                 tile.add_queries(dC[b].transpose(0, 1), dC_tile)
-    return du.transpose(1, 2), ddelta.transpose(1, 2), dA.t(), dB.transpose(1, 2), dC.transpose(1, 2), dbias
+    return du.transpose(1, 2), ddelta.transpose(1, 2), dA.t(), dB.transpose(1, 2), dC.transpose(1, 2), dD, dbias
 
 
 class _Buffers:

@@ -1,4 +1,4 @@
-"""What every backend of the scan shares: the checks, and the parts outside the recurrence (skip and gate)."""
+"""What every backend of the scan shares: the checks, the state's dtype, the gate."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ def state_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float32, or float64 when any input is."""
     wide = any(x is not None and x.dtype == torch.float64 for x in tensors)
     return torch.float64 if wide else torch.float32
-
-
-def skip(u: Tensor, D: Tensor, query_index: Tensor | None) -> Tensor:
-    """D u, (B, D, L) or (B, D, Q)."""
-    dtype = state_dtype(u, D)
-    if query_index is not None:
-        u = u.index_select(2, query_index)
-    return u.to(dtype) * D.to(dtype).unsqueeze(-1)
 
 
 def silu_gate(y: Tensor, z: Tensor) -> Tensor:

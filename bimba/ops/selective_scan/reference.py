@@ -16,13 +16,14 @@ def scan(
     A: Tensor,
     B: Tensor,
     C: Tensor,
+    D: Tensor | None,
     delta_bias: Tensor | None,
     *,
     delta_softplus: bool,
     reverse: bool,
     query_index: Tensor | None,
 ) -> Tensor:
-    """(B, D, L) -> (B, D, L) or (B, D, Q): the recurrence without skip and gate."""
+    """(B, D, L) -> (B, D, L) or (B, D, Q): everything but the gate."""
     dtype = state_dtype(u, delta, A, B, C)
     u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
     if delta_bias is not None:
@@ -41,9 +42,9 @@ def scan(
         state = decay * state + (delta_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
         if t in C_at:
             y_at[t] = (state * C_at[t].unsqueeze(1)).sum(-1)
-    if not y_at:
-        return u[:, :, :0]
-    return torch.stack([y_at[t] for t in positions], dim=-1)
+    u_at = u if query_index is None else u.index_select(2, query_index)
+    y = torch.stack([y_at[t] for t in positions], dim=-1) if y_at else torch.zeros_like(u_at)
+    return y if D is None else y + D.to(dtype).unsqueeze(-1) * u_at
 
 
 BACKEND = Backend(run=scan, priority=0)

@@ -73,6 +73,7 @@ class Block:
     A: Tensor  # (N, d)
     B: Tensor  # (L, b, N)
     C: Tensor  # (Q, b, N)
+    D: Tensor | None  # (d,)
     bias: Tensor | None  # (d,)
 
     def read(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,6 +95,7 @@ class TiledInputs:
         A: Tensor,
         B: Tensor,
         C: Tensor,
+        D: Tensor | None,
         delta_bias: Tensor | None,
         reverse: bool,
         query_index: Tensor | None,
@@ -102,6 +104,7 @@ class TiledInputs:
         self.device = u.device
         self.u, self.delta, self.B, self.C = (x.permute(2, 0, 1) for x in (u, delta, B, C))
         self.A = A.to(self.dtype).t().contiguous()
+        self.D = None if D is None else D.to(self.dtype)
         self.bias = None if delta_bias is None else delta_bias.to(self.dtype)
         self.reverse = reverse
         self.query_index = query_index
@@ -144,8 +147,8 @@ class TiledInputs:
         return [self._block(b, d) for b in samples for d in channels]
 
     def _block(self, b: slice, d: slice) -> Block:
-        bias = None if self.bias is None else self.bias[d]
-        return Block(b, d, self.u[:, b, d], self.delta[:, b, d], self.A[:, d], self.B[:, b], self.C[:, b], bias)
+        D, bias = (None if x is None else x[d] for x in (self.D, self.bias))
+        return Block(b, d, self.u[:, b, d], self.delta[:, b, d], self.A[:, d], self.B[:, b], self.C[:, b], D, bias)
 
     @staticmethod
     def _cut(total: int, size: int) -> list[slice]:
