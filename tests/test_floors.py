@@ -33,7 +33,12 @@ def room_of(module: str) -> str | None:
 
 
 def sources() -> list[Path]:
-    return [*ROOT.glob("bimba/**/*.py"), *ROOT.glob("lmms_eval_plugin/**/*.py"), ROOT / "train.py", ROOT / "evaluate.py"]
+    return [
+        *ROOT.glob("bimba/**/*.py"),
+        *ROOT.glob("lmms_eval_plugin/**/*.py"),
+        ROOT / "train.py",
+        ROOT / "evaluate.py",
+    ]
 
 
 def imported_modules(path: Path) -> list[str]:

@@ -52,7 +52,9 @@ def checkpoint_folder(path_or_name: str | os.PathLike[str]) -> Path:
             "Give the folder that save_pretrained wrote, such as outputs/<run>/checkpoint."
         ) from None
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
-        raise BimbaError(f"{folder / 'config.json'} is not a JSON object ({error}); copy the checkpoint again.") from error
+        raise BimbaError(
+            f"{folder / 'config.json'} is not a JSON object ({error}); copy the checkpoint again."
+        ) from error
     if model_type != "bimba":
         raise BimbaError(f"The checkpoint {folder} is of model type {model_type!r}; expected 'bimba'.")
     return folder
@@ -147,7 +149,10 @@ def _check_keys(folder: Path, info: Mapping[str, Any], fresh_compressor: bool) -
     def of_new_compressor(key: str) -> bool:
         return fresh_compressor and key.startswith("compressor.")
 
-    wrong = {kind: sorted(str(key) for key in info.get(f"{kind}_keys", ())) for kind in ("missing", "unexpected", "mismatched")}
+    wrong = {
+        kind: sorted(str(key) for key in info.get(f"{kind}_keys", ()))
+        for kind in ("missing", "unexpected", "mismatched")
+    }
     ignored = [key for key in [*wrong["unexpected"], *wrong["missing"]] if of_new_compressor(key)]
     wrong["missing"] = [key for key in wrong["missing"] if not of_new_compressor(key)]
     wrong["unexpected"] = [key for key in wrong["unexpected"] if not of_new_compressor(key)]

@@ -15,7 +15,8 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
             continue
         weight = state[f"{name}.base_layer.weight"]
         for adapter in layer.active_adapters:
-            weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+            delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[attr-defined]  # every linear layer's has it
+            weight = weight + delta.to(weight.dtype)
         for key in [key for key in state if key.startswith(f"{name}.")]:
             value = state.pop(key)
             if key.startswith(f"{name}.base_layer."):

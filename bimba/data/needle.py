@@ -55,6 +55,13 @@ class NeedleConfig:
     distractors: tuple[int, int] = (0, 4)
     contrast: float = 0.7
 
+    def __post_init__(self) -> None:
+        if not 3 <= self.ordering_needles <= 10:
+            raise BimbaError(
+                f"ordering_needles is {self.ordering_needles}; expected 3 to 10: two digits have only two orders, and "
+                "a question has four options."
+            )
+
 
 @dataclass(frozen=True)
 class DigitBank:
@@ -158,12 +165,12 @@ def _listing(digits: np.ndarray) -> str:
 
 def _other_orders(digits: np.ndarray, rng: np.random.Generator) -> list[str]:
     """Three wrong orders of the same digits."""
-    right, wrong = _listing(digits), set[str]()
-    while len(wrong) < NUM_OPTIONS - 1:
+    orders = [_listing(digits)]
+    while len(orders) < NUM_OPTIONS:
         order = _listing(rng.permutation(digits))
-        if order != right:
-            wrong.add(order)
-    return sorted(wrong, key=lambda _: rng.random())
+        if order not in orders:
+            orders.append(order)
+    return orders[1:]
 
 
 def _render(
@@ -196,8 +203,8 @@ def _moments(config: NeedleConfig, rng: np.random.Generator, count: int) -> tupl
     free = config.num_video_frames - int(lengths.sum()) - config.needle_gap * max(count - 1, 0)
     if free < 0:
         raise BimbaError(
-            f"{count} needles of up to {config.needle_frames[1]} frames do not fit into {config.num_video_frames} frames; "
-            "make the clip longer or the needles fewer or shorter."
+            f"{count} needles of up to {config.needle_frames[1]} frames do not fit into {config.num_video_frames} "
+            "frames; make the clip longer or the needles fewer or shorter."
         )
     before = np.sort(rng.integers(0, free + 1, count))
     starts = before + np.concatenate([[0], np.cumsum(lengths + config.needle_gap)[:-1]]).astype(int)

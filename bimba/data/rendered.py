@@ -72,7 +72,9 @@ class RenderedNeedles(Dataset[Batch]):
             frames.append(clip.frames)
         videos = self.processor.pixel_values(np.concatenate(frames)).split(num_frames) if frames else ()
         for sample in samples:
-            sample["pixel_values_videos"] = [videos[sample["pixel_values_videos"]]] if "pixel_values_videos" in sample else []
+            sample["pixel_values_videos"] = (
+                [videos[sample["pixel_values_videos"]]] if "pixel_values_videos" in sample else []
+            )
         return collate(samples, pad_token_id=self.processor.tokenizer.pad_token_id)
 
 
@@ -99,7 +101,9 @@ def _short_clip(clip: NeedleConfig, task: str, num_frames: int) -> NeedleConfig 
     if slots < needles:
         return None
     low, high = clip.distractors
-    return replace(clip, num_video_frames=num_frames, distractors=(min(low, slots - needles), min(high, slots - needles)))
+    return replace(
+        clip, num_video_frames=num_frames, distractors=(min(low, slots - needles), min(high, slots - needles))
+    )
 
 
 class RenderedNeedlesDataModule(L.LightningDataModule):
@@ -124,8 +128,8 @@ class RenderedNeedlesDataModule(L.LightningDataModule):
         super().__init__()
         if batch_size != global_batch_size:
             raise BimbaError(
-                f"data.batch_size is {batch_size} and data.global_batch_size {global_batch_size}; rendered needles come "
-                "as whole batches on one process, so set both to the same number."
+                f"data.batch_size is {batch_size} and data.global_batch_size {global_batch_size}; rendered needles "
+                "come as whole batches on one process, so set both to the same number."
             )
         self.num_workers = num_workers
         self.batches = RenderedNeedles(processor, stages, batch_size, clip, seed)

@@ -46,7 +46,9 @@ class _Ids:
         for i, piece in enumerate(pieces):
             if i > 0:
                 if not self.counts:
-                    raise BimbaError(f"The conversation has more {MEDIUM_TAG} tags than media; give each tag one video.")
+                    raise BimbaError(
+                        f"The conversation has more {MEDIUM_TAG} tags than media; give each tag one video."
+                    )
                 count = self.counts.pop(0)
                 self.input_ids += [self.video_token_id] * count
                 self.labels += [IGNORE_INDEX] * count
@@ -71,7 +73,8 @@ def _write(ids: _Ids, conversation: Conversation) -> None:
 def _check_all_used(ids: _Ids) -> None:
     if ids.counts:
         raise BimbaError(
-            f"{len(ids.counts)} media have no {MEDIUM_TAG} tag in the conversation; put one tag per video in the question."
+            f"{len(ids.counts)} media have no {MEDIUM_TAG} tag in the conversation; "
+            "put one tag per video into the question."
         )
 
 

@@ -71,7 +71,8 @@ class BimbaProcessor(ProcessorMixin):
         pixels = frames.pixels if isinstance(frames, Frames) else frames
         if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
             raise BimbaError(
-                f"Got frames of shape {pixels.shape} and dtype {pixels.dtype}; expected (T, height, width, 3) uint8 RGB."
+                f"Got frames of shape {pixels.shape} and dtype {pixels.dtype}; "
+                "expected (T, height, width, 3) uint8 RGB."
             )
         channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return self.image_processor(list(channels_first), return_tensors="pt")["pixel_values"]
@@ -96,7 +97,9 @@ class BimbaProcessor(ProcessorMixin):
         pixels = [self.pixel_values(video) for video in videos]
         num_tags = sum(t.count(VIDEO_TAG) for t in texts)
         if num_tags != len(pixels):
-            raise BimbaError(f"The text has {num_tags} {VIDEO_TAG} tags for {len(pixels)} videos; give one tag per video.")
+            raise BimbaError(
+                f"The text has {num_tags} {VIDEO_TAG} tags for {len(pixels)} videos; give one tag per video."
+            )
         remaining = iter(pixels)
         expanded = []
         for one in texts:

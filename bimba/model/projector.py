@@ -17,4 +17,4 @@ class Projector(nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         # The vision tower may run in another dtype than the projector that is being trained.
-        return super().forward(features.to(self[0].weight.dtype))
+        return super().forward(features.to(next(self.parameters()).dtype))

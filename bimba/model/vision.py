@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers import SiglipVisionModel
 
@@ -20,7 +22,7 @@ def patch_features(vision_tower: SiglipVisionModel, pixel_values: Tensor) -> Ten
     Raises:
         BimbaError: the pixels have another shape than the tower takes.
     """
-    config = vision_tower.config
+    config: Any = vision_tower.config  # its sizes may be pairs by type; ours are numbers
     side = config.image_size
     if pixel_values.ndim != 4 or pixel_values.shape[1:] != (config.num_channels, side, side):
         raise BimbaError(

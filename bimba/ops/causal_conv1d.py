@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bimba.types import BimbaError
 
-_RUN_ELEMENTS = 2**17
+_RUN_ELEMENTS = 2**18
 
 
 def causal_conv1d(
@@ -108,7 +108,7 @@ def _shifts(length: int, run: slice, width: int, reverse: bool) -> list[tuple[sl
 def _sum_taps(x: Tensor, run: slice, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     """(L, D) -> the run's positions (n, D): bias plus all taps, before the activation."""
     dtype = _wide(x)
-    taps = weight.to(dtype).unbind(1)
+    taps = weight.to(dtype).t().contiguous().unbind(0)  # contiguous, else the multiply-adds are not vectorised
     own = x[run].to(dtype)
     total = own * taps[-1] if bias is None else torch.addcmul(bias.to(dtype), own, taps[-1])
     for tap, (to, source) in zip(taps[:-1], _shifts(len(x), run, len(taps), reverse), strict=False):

@@ -20,7 +20,8 @@ class BadVideoGuard(L.Callback):
     """Bad samples are skipped, counted, listed with their error, and end the run once they are too many.
 
     The rule: stop as soon as ``bad > max_bad_share * max(seen, min_samples)``. So at 1 % and 100 samples one bad
-    sample among the first hundred is put up with, a second one is not. Every sample this rank meets counts.
+    sample among the first hundred is put up with, a second one is not. Every sample this rank meets counts, those of
+    validation too.
 
     Args:
         run_dir: gets ``bad_videos.jsonl``, one line ``{"step", "path", "error"}`` per bad sample.
@@ -42,21 +43,27 @@ class BadVideoGuard(L.Callback):
         self.bad = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (
-            trainer.is_global_zero and self.seen == 0
-        ):  # not resumed: the list of an earlier run in this folder is not ours
+        if trainer.is_global_zero and self.seen == 0:  # not resumed: a list in this folder is an earlier run's
             self.path.unlink(missing_ok=True)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: Any) -> None:
+        self._count(trainer, batch)
+        pl_module.log("data/bad_videos", float(self.bad), batch_size=1)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: Any
+    ) -> None:
+        self._count(trainer, batch)
+
+    def _count(self, trainer: L.Trainer, batch: Batch) -> None:
         bad = batch.get("bad_samples", [])
         self.seen += len(bad) + (len(batch["input_ids"]) if "input_ids" in batch else 0)
         if bad:
             self.bad += len(bad)
             self._write(trainer.global_step, bad)
-        pl_module.log("data/bad_videos", float(self.bad), batch_size=1)
         if self.bad > self.max_bad_share * max(self.seen, self.min_samples):
             raise BimbaError(
-                f"{self.bad} of the first {self.seen} training samples could not be read. The rule: at most "
+                f"{self.bad} of the first {self.seen} samples could not be read. The rule: at most "
                 f"{self.max_bad_share:.3g} (callbacks.bad_videos.max_bad_share) of the samples seen, counted as at "
                 f"least {self.min_samples} (min_samples). Each is listed with its error in {self.path}, the last one "
                 f"is: {bad[-1].error if bad else 'see there'} Repair or remove these files, or raise the allowed share."
@@ -66,12 +73,12 @@ class BadVideoGuard(L.Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             for sample in bad:
-                log.warning("Skipped a training sample: %s", sample.error)
+                log.warning("Skipped a sample: %s", sample.error)
                 file.write(json.dumps({"step": step, "path": sample.path, "error": sample.error}) + "\n")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.bad:
-            log.warning("%d of %d training samples could not be read; see %s", self.bad, self.seen, self.path)
+            log.warning("%d of %d samples could not be read; see %s", self.bad, self.seen, self.path)
 
     def state_dict(self) -> dict[str, int]:
         return {"seen": self.seen, "bad": self.bad}

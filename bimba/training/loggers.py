@@ -21,7 +21,7 @@ WANDB_URL = "https://api.wandb.ai"
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's writer, except that it leaves what an earlier part of the run wrote; ``CsvLogger`` decides on that."""
+    """Lightning's writer, except that ``CsvLogger`` decides what becomes of an earlier file."""
 
     def _check_log_dir_exists(self) -> None:
         pass

@@ -68,7 +68,9 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon may train a parameter: it maps hidden to hidden vectors, so its update can be orthogonal."""
-    return is_decayed(name, parameter) and parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head"))
+    return (
+        is_decayed(name, parameter) and parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head"))
+    )
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:

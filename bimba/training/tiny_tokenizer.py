@@ -57,7 +57,9 @@ def build() -> Qwen2Tokenizer:
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     model = tokenizer.to_str()
-    fast = Qwen2Tokenizer(**_vocabulary(model), eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
+    fast = Qwen2Tokenizer(
+        **_vocabulary(model), eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>"
+    )
     fast.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS[1:]})
     return fast
 

@@ -55,7 +55,7 @@ def test_a_new_compressor_starts_as_the_identity(saved):
     # The special initialisation survived transformers' own.
     torch.testing.assert_close(mixer.A_log[0].exp(), torch.arange(1.0, 5.0))
     steps = torch.nn.functional.softplus(mixer.dt_proj.bias)
-    assert 1e-4 <= steps.min() and steps.max() <= 0.1 + 1e-6
+    assert steps.min() >= 1e-4 and steps.max() <= 0.1 + 1e-6
     video = torch.randn(4, 3, IMAGE_SIZE, IMAGE_SIZE)
     base.config.temporal_pooling = 2
     with torch.no_grad():

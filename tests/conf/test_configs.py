@@ -109,7 +109,7 @@ def test_gpu_trainers_are_built_on_the_cpu_for_want_of_one(trainer, train_config
 def test_optimizers_are_built(optimizer, train_config):
     built = instantiate(train_config(f"optimizer={optimizer}").optimizer, _convert_="all")
     assert isinstance(built, OptimizerSettings)
-    assert built.betas == [0.9, 0.999]
+    assert isinstance(built.lr, float)  # YAML reads 1e-3 as a string unless Hydra does
 
 
 @pytest.mark.parametrize("compressor", options("model/compressor"))

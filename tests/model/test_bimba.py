@@ -70,12 +70,15 @@ def test_fewer_frames_than_a_group_is_an_error():
 def test_newlines(position):
     tokens, newline = torch.arange(12.0).view(2, 2, 3, 1), torch.tensor([-1.0])
     line = add_newlines(tokens, newline, position).squeeze(1).tolist()
-    assert line == {
-        "grid": [0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1],
-        "frame": [0, 1, 2, 3, 4, 5, -1, 6, 7, 8, 9, 10, 11, -1],
-        "one_token": [*range(12), -1],
-        "no_token": [*range(12)],
-    }[position]
+    assert (
+        line
+        == {
+            "grid": [0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1],
+            "frame": [0, 1, 2, 3, 4, 5, -1, 6, 7, 8, 9, 10, 11, -1],
+            "one_token": [*range(12), -1],
+            "no_token": [*range(12)],
+        }[position]
+    )
     assert len(line) == num_video_tokens(2, 2, 3, position)
 
 
@@ -165,9 +168,7 @@ def test_left_padded_batch_generates_what_each_does_alone(parts):
     width = max(map(len, ids))
     padded = torch.stack([torch.nn.functional.pad(i, (width - len(i), 0)) for i in ids])
     mask = torch.stack([torch.arange(width) >= width - len(i) for i in ids]).long()
-    together = model.generate(
-        input_ids=padded, attention_mask=mask, pixel_values_videos=[video(), video()], **options
-    )
+    together = model.generate(input_ids=padded, attention_mask=mask, pixel_values_videos=[video(), video()], **options)
     assert torch.equal(together[:, -4:], torch.stack(alone))
 
 

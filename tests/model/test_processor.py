@@ -48,6 +48,10 @@ def test_round_trip(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     again = BimbaProcessor.from_pretrained(tmp_path)
     processor.temporal_pooling = 1
-    assert (again.temporal_pooling, again.patch_grid, again.num_frames) == (2, processor.patch_grid, processor.num_frames)
+    assert (again.temporal_pooling, again.patch_grid, again.num_frames) == (
+        2,
+        processor.patch_grid,
+        processor.num_frames,
+    )
     assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     torch.testing.assert_close(again.pixel_values(frames(3)), processor.pixel_values(frames(3)))

@@ -118,21 +118,24 @@ class FakeVideos:
 
 
 class FakeData(L.LightningDataModule):
-    """``length`` samples in order, every epoch the same."""
+    """``length`` samples in order, every epoch the same; ``bad`` and ``val_bad`` cannot be read."""
 
-    def __init__(self, processor: Any, length: int = 8, batch_size: int = 2, bad: Sequence[int] = ()):
+    def __init__(
+        self, processor: Any, length: int = 8, batch_size: int = 2, bad: Sequence[int] = (), val_bad: Sequence[int] = ()
+    ):
         super().__init__()
-        self.videos = FakeVideos(processor, length, bad)
+        self.train_videos = FakeVideos(processor, length, bad)
+        self.val_videos = FakeVideos(processor, length, val_bad)
         self.batch_size = batch_size
 
-    def _loader(self) -> DataLoader[Any]:
-        return DataLoader(self.videos, batch_size=self.batch_size, collate_fn=lambda s: collate(s, pad_token_id=0))  # type: ignore[arg-type]
+    def _loader(self, videos: FakeVideos) -> DataLoader[Any]:
+        return DataLoader(videos, batch_size=self.batch_size, collate_fn=lambda s: collate(s, pad_token_id=0))  # type: ignore[arg-type]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader()
+        return self._loader(self.train_videos)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader()
+        return self._loader(self.val_videos)
 
 
 def tiny_module(tuning: str = "lora", model: dict[str, Any] | None = None, **optimizer: Any) -> BimbaModule:

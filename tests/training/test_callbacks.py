@@ -16,13 +16,15 @@ def fit(tmp_path, callbacks, max_steps=4, **data):
 
 
 def test_bad_videos_are_counted_listed_and_shown(tmp_path):
+    (tmp_path / "bad_videos.jsonl").write_text("of an earlier run")
     guard = BadVideoGuard(tmp_path, max_bad_share=0.5)
-    fit(tmp_path, [guard], bad=[1, 2])
-    assert (guard.seen, guard.bad) == (8, 2)
+    fit(tmp_path, [guard], bad=[1, 2], val_bad=[5])
+    assert (guard.seen, guard.bad) == (16, 3)  # in training, then in the validation after it
     lines = [json.loads(line) for line in (tmp_path / "bad_videos.jsonl").read_text().splitlines()]
     assert lines == [
         {"step": 0, "path": "1.mp4", "error": "1.mp4: truncated"},
         {"step": 1, "path": "2.mp4", "error": "2.mp4: truncated"},
+        {"step": 4, "path": "5.mp4", "error": "5.mp4: truncated"},
     ]
     assert read_metrics(tmp_path)["data/bad_videos"] == [1, 2, 2, 2]
 
@@ -32,7 +34,7 @@ def test_one_bad_video_among_the_first_few_is_put_up_with(tmp_path):
 
 
 def test_a_second_one_ends_the_run_and_the_message_says_why(tmp_path):
-    with pytest.raises(BimbaError, match=r"2 of the first 4 training samples .* at most 0.01 .* at least 100") as error:
+    with pytest.raises(BimbaError, match=r"2 of the first 4 samples .* at most 0.01 .* at least 100") as error:
         fit(tmp_path, [BadVideoGuard(tmp_path)], bad=[0, 3])
     assert str(tmp_path / "bad_videos.jsonl") in str(error.value)
     assert "3.mp4: truncated" in str(error.value)

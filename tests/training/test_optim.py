@@ -57,6 +57,25 @@ def test_nothing_to_train_is_an_error():
         parameter_groups(model.requires_grad_(False), OptimizerSettings(lr=1e-4))
 
 
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    model = model_with_compressor("full")
+    settings = OptimizerSettings(lr=1e-3, matrix_lr=5e-3, warmup_ratio=0.0)
+    groups = {group["name"]: group for group in parameter_groups(model, settings)}
+    matrices = {id(p) for p in groups["matrices"]["params"]}
+    for name, parameter in model.named_parameters():
+        hidden = ("proj" in name and parameter.ndim == 2) or (".fc" in name and parameter.ndim == 2)
+        assert (id(parameter) in matrices) == hidden, name
+    assert groups["matrices"]["lr"] == 5e-3
+    optimizer, _ = build_optimizer(model, settings, 4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
 def test_the_cosine_is_the_one_the_original_was_trained_with():
     from transformers import get_cosine_schedule_with_warmup
 

@@ -33,10 +33,11 @@ def run(run_dir: Path, max_steps: int, resume: Path | None = None, stop_after: i
     return module
 
 
-def test_two_and_two_steps_are_four(tmp_path):
-    straight = run(tmp_path / "straight", 4)
-    run(tmp_path / "broken", 4, stop_after=3)
-    resumed = run(tmp_path / "broken", 4, resume=tmp_path / "broken/resume/last.ckpt")
+@pytest.mark.parametrize("matrix_lr", [None, 5e-3], ids=["adamw", "muon"])
+def test_two_and_two_steps_are_four(tmp_path, matrix_lr):
+    straight = run(tmp_path / "straight", 4, matrix_lr=matrix_lr)
+    run(tmp_path / "broken", 4, stop_after=3, matrix_lr=matrix_lr)
+    resumed = run(tmp_path / "broken", 4, resume=tmp_path / "broken/resume/last.ckpt", matrix_lr=matrix_lr)
     for (name, expected), (_, weight) in zip(straight.named_parameters(), resumed.named_parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
 
