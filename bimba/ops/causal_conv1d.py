@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bimba.types import BimbaError
 
-_RUN_ELEMENTS = 2**18
+_RUN_ELEMENTS = 2**17
 
 
 def causal_conv1d(
