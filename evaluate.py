@@ -89,7 +89,7 @@ def evaluate(config: DictConfig) -> None:
         "checkpoint": config.checkpoint,
         "benchmark": config.benchmark.name,
         "num_frames": model.num_frames,
-        "temporal_pooling": model.engine.model.config.temporal_pooling,
+        "temporal_pooling": model.temporal_pooling,
         "limit": config.limit,
         "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in scores},
         "unreadable_videos": model.unreadable,

@@ -80,6 +80,8 @@ class Bimba(lmms):
         self.engine = VideoQA.from_pretrained(
             pretrained, device=device, dtype=dtype, temporal_pooling=temporal_pooling, cache_bytes=0
         )
+        # Kept apart from the engine, which the harness deletes when it is done.
+        self.temporal_pooling = int(self.engine.model.config.temporal_pooling)
         self.num_frames = self.engine.num_frames if num_frames is None else num_frames
         self.device: torch.device = self.engine.model.device
         self.unreadable: dict[str, str] = {}
@@ -93,7 +95,7 @@ class Bimba(lmms):
             by_video.setdefault(question.video, []).append(i)
 
         answers: list[GenerationResult | None] = [None] * len(questions)
-        progress = tqdm(total=len(questions), desc="bimba", unit="question", disable=self.rank != 0)
+        progress = tqdm(total=len(questions), desc="bimba", unit="question", mininterval=1, disable=self.rank != 0)
         started, num_generated = time.perf_counter(), 0
         for path, pixel_values in self._read_ahead(by_video):
             if isinstance(pixel_values, VideoDecodeError):

@@ -32,6 +32,7 @@ def finished(tmp_path_factory):
         "checkpoint=null",
         "model.tokenizer=tokenizer",
         "model.config.num_frames=8",
+        "model.config.temporal_pooling=2",
         "trainer.max_steps=2",
         "data.prepare.root=needle",
         "data.prepare.num_clips={train: 8, test: 1}",

@@ -95,7 +95,7 @@ def _forward(inputs: TiledInputs, softplus: bool, starts: Tensor | None) -> Tens
                 if tile.local:
                     y_tile = _sum_states(C, buffers.states_at_queries(tile))
                     if block.D is not None:
-                        y_tile += block.D * u[tile.local_index]
+                        y_tile += block.D * tile.at_queries(u)
                     tile.write_queries(y_block, y_tile)
                 buffers.states[0].copy_(buffers.states[tile.size])
     return y.transpose(1, 2)
@@ -121,7 +121,7 @@ def _backward(inputs: TiledInputs, softplus: bool, starts: Tensor, dy: Tensor) -
             buffers = _Buffers(inputs, block)
             e_later = torch.zeros_like(buffers.states[0])  # e of the position scanned after the tile
             for tile in reversed(inputs.tiles):
-                n, at = tile.size, tile.local_index
+                n = tile.size
                 u, delta, B, C = block.read(tile)
                 dy_tile = tile.read_queries(dy[:, b, d]).to(inputs.dtype)
                 step = F.softplus(delta) if softplus else delta
@@ -136,8 +136,8 @@ def _backward(inputs: TiledInputs, softplus: bool, starts: Tensor, dy: Tensor) -
                 e_after = buffers.e[1 : n + 1]
                 # g = e_after + C dy; the second term is low-rank, so its share is added without forming it.
                 dB_tile, dstep_u = _sum_channels(step_u, e_after), _sum_states(B, e_after)
-                dB_tile[at] += C * (dy_tile * step_u[at]).sum(2, keepdim=True)
-                dstep_u[at] += dy_tile * (C * B[at]).sum(2, keepdim=True)
+                tile.add_at_queries(dB_tile, C * (dy_tile * tile.at_queries(step_u)).sum(2, keepdim=True))
+                tile.add_at_queries(dstep_u, dy_tile * (C * tile.at_queries(B)).sum(2, keepdim=True))
 
                 dlog_decay = buffers.states[:n].mul_(buffers.e[:n])
                 dA[:, d] += _sum_positions(torch.mul(dlog_decay, step.unsqueeze(2), out=buffers.work[:n]))
@@ -146,8 +146,8 @@ def _backward(inputs: TiledInputs, softplus: bool, starts: Tensor, dy: Tensor) -
                 dbias[d] += ddelta_tile.sum((0, 1))
                 du_tile = dstep_u.mul_(step)
                 if block.D is not None:
-                    du_tile[at] += block.D * dy_tile
-                    dD[d] += (dy_tile * u[at]).sum((0, 1))
+                    tile.add_at_queries(du_tile, block.D * dy_tile)
+                    dD[d] += (dy_tile * tile.at_queries(u)).sum((0, 1))
                 tile.write(du[b, :, d].transpose(0, 1), du_tile)
                 tile.write(ddelta[b, :, d].transpose(0, 1), ddelta_tile)
                 tile.add(dB[b].transpose(0, 1), dB_tile)
@@ -190,10 +190,7 @@ class _Buffers:
 
     def states_at_queries(self, tile: Tile) -> Tensor:
         """(q, b, N, d); may lie in ``work``."""
-        states = self.states[1 : tile.size + 1]
-        if isinstance(tile.local_index, slice):
-            return states
-        return torch.index_select(states, 0, tile.local_index, out=self.work[: len(tile.local)])
+        return tile.at_queries(self.states[1 : tile.size + 1], out=self.work)
 
 
 def _sum_states(weights: Tensor, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Tile:
     positions: slice
     queries: slice
     local: list[int]  # place of each query within the tile, in the order of the scan
-    local_index: slice | Tensor  # the same, as an index
+    local_index: Tensor | None  # the same, (q,); None: every position is a query
     reverse: bool
 
     @property
@@ -38,28 +38,44 @@ class Tile:
         return int(self.positions.stop - self.positions.start)
 
     def read(self, x: Tensor) -> Tensor:
-        """(L, ...) -> (n, ...)."""
-        return x[self.positions].flip(0) if self.reverse else x[self.positions]
+        """(L, ...) -> (n, ...), contiguous."""
+        return self._ordered(x[self.positions]).contiguous()
 
     def read_queries(self, x: Tensor) -> Tensor:
-        """(Q, ...) -> (q, ...)."""
-        return x[self.queries].flip(0) if self.reverse else x[self.queries]
+        """(Q, ...) -> (q, ...), contiguous."""
+        return self._ordered(x[self.queries]).contiguous()
 
     def write(self, target: Tensor, value: Tensor) -> None:
         """(n, ...) into (L, ...)."""
-        target[self.positions] = value.flip(0) if self.reverse else value
-
-    def add(self, target: Tensor, value: Tensor) -> None:
-        """(n, ...) added to (L, ...)."""
-        target[self.positions] += value.flip(0) if self.reverse else value
-
-    def add_queries(self, target: Tensor, value: Tensor) -> None:
-        """(q, ...) added to (Q, ...)."""
-        target[self.queries] += value.flip(0) if self.reverse else value
+        target[self.positions] = self._ordered(value)
 
     def write_queries(self, target: Tensor, value: Tensor) -> None:
         """(q, ...) into (Q, ...)."""
-        target[self.queries] = value.flip(0) if self.reverse else value
+        target[self.queries] = self._ordered(value)
+
+    def add(self, target: Tensor, value: Tensor) -> None:
+        """(n, ...) added to (L, ...)."""
+        target[self.positions] += self._ordered(value)
+
+    def add_queries(self, target: Tensor, value: Tensor) -> None:
+        """(q, ...) added to (Q, ...)."""
+        target[self.queries] += self._ordered(value)
+
+    def at_queries(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(n, ...) -> (q, ...); ``out`` may be used as memory."""
+        if self.local_index is None:
+            return x
+        return torch.index_select(x, 0, self.local_index, out=None if out is None else out[: len(self.local)])
+
+    def add_at_queries(self, x: Tensor, value: Tensor) -> None:
+        """(q, ...) added to the queries of (n, ...)."""
+        if self.local_index is None:
+            x += value
+        else:
+            x.index_add_(0, self.local_index, value)
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        return x.flip(0) if self.reverse else x
 
 
 @dataclass(frozen=True)
@@ -134,7 +150,7 @@ class TiledInputs:
         stop = min(start + self.tile_size, self.length)
         positions = slice(start, stop)
         if known is None:
-            return Tile(number, positions, positions, list(range(stop - start)), slice(None), self.reverse)
+            return Tile(number, positions, positions, list(range(stop - start)), None, self.reverse)
         queries = slice(bisect_left(known, start), bisect_left(known, stop))
         local = sorted(stop - 1 - p if self.reverse else p - start for p in known[queries])
         index = torch.tensor(local, dtype=torch.int64, device=self.device)
