@@ -19,6 +19,7 @@ from transformers.utils import logging as logging_utils
 
 from bimba.checkpoint.merge import merged_state_dict
 from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.compressor import build_compressor, complete
 from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
@@ -72,8 +73,8 @@ def load_pretrained(
 
     Args:
         path_or_name: a folder written by :func:`save_pretrained`, or a shipped checkpoint ("bimba-tiny").
-        compressor: the compressor to build instead of the checkpoint's; one of the same name and options keeps its
-            weights, any other starts fresh (for ``mamba``: as the identity on the pooled queries).
+        compressor: the compressor to build instead of the checkpoint's; one of the same name and options (but for
+            ``scan_backend``) keeps its weights, any other starts fresh (``mamba``: as the identity on the queries).
         temporal_pooling: overrides the checkpoint's.
         dtype: of the weights; None: as stored.
         device: where to put the model; None: the CPU.
@@ -83,12 +84,10 @@ def load_pretrained(
     """
     folder = checkpoint_folder(path_or_name)
     config = BimbaConfig.from_pretrained(folder)
-    stored = config.compressor
-    if compressor is not _KEEP:
-        config.compressor = None if compressor is None else dict(compressor)
     if temporal_pooling is not None:
+        if temporal_pooling < 1:
+            raise BimbaError(f"temporal_pooling is {temporal_pooling}; expected 1 or more frames.")
         config.temporal_pooling = temporal_pooling
-    fresh_compressor = config.compressor != stored
 
     try:
         with _quiet_transformers():  # _check_keys says what is missing, and more strictly
@@ -99,9 +98,44 @@ def load_pretrained(
         processor = BimbaProcessor.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise BimbaError(f"The checkpoint {folder} cannot be loaded: {error}") from error
-    _check_keys(folder, info, fresh_compressor)
+    _check_keys(folder, info)
+    if compressor is not _KEEP:
+        _set_compressor(model, None if compressor is None else dict(compressor))
     processor.temporal_pooling = config.temporal_pooling
     return model.to(device or "cpu").eval(), processor
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    """Puts ``partial`` in place of ``folder``, which may exist."""
+    if not folder.exists():
+        os.replace(partial, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    os.replace(folder, old / folder.name)
+    try:
+        os.replace(partial, folder)
+    except BaseException:
+        os.replace(old / folder.name, folder)
+        raise
+    finally:
+        shutil.rmtree(old)
+
+
+def _set_compressor(model: BimbaForConditionalGeneration, wanted: dict[str, Any] | None) -> None:
+    """Gives ``model`` the compressor that was asked for; its weights are kept if they mean the same there."""
+    old, stored = model.compressor, model.config.compressor
+    new = build_compressor(wanted, model.config.text_config.hidden_size)
+    if new is not None and stored is not None and _weights_meaning(wanted) == _weights_meaning(stored):
+        new.load_state_dict(old.state_dict())
+    elif new is not None and any(True for _ in new.parameters()):
+        log.info("The compressor starts fresh, as the identity on the pooled queries where it can.")
+    model.compressor = None if new is None else new.to(model.dtype)
+    model.config.compressor = wanted
+
+
+def _weights_meaning(compressor: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options that say what a compressor's weights compute: all but where the scan runs."""
+    return {key: value for key, value in complete(compressor or {}).items() if key != "scan_backend"}
 
 
 def save_pretrained(
@@ -117,14 +151,10 @@ def save_pretrained(
     try:
         model.save_pretrained(partial, state_dict=merged_state_dict(model))
         processor.save_pretrained(partial)
-        partial.chmod(0o755)  # mkdtemp makes private folders; a checkpoint is like any other output
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(partial, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, folder)
+        partial.chmod(0o755)  # temporary folders and safetensors' files are private; a checkpoint is not
+        for file in partial.iterdir():
+            file.chmod(0o644)
+        _replace(folder, partial)
     except BaseException:  # an interrupted save leaves nothing half-written behind
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -143,24 +173,12 @@ def _quiet_transformers() -> Iterator[None]:
             logging_utils.enable_progress_bar()
 
 
-def _check_keys(folder: Path, info: Mapping[str, Any], fresh_compressor: bool) -> None:
-    """Loads are strict: only a compressor that was asked for anew may be missing, or stay unused."""
-
-    def of_new_compressor(key: str) -> bool:
-        return fresh_compressor and key.startswith("compressor.")
-
-    wrong = {
-        kind: sorted(str(key) for key in info.get(f"{kind}_keys", ()))
-        for kind in ("missing", "unexpected", "mismatched")
-    }
-    ignored = [key for key in [*wrong["unexpected"], *wrong["missing"]] if of_new_compressor(key)]
-    wrong["missing"] = [key for key in wrong["missing"] if not of_new_compressor(key)]
-    wrong["unexpected"] = [key for key in wrong["unexpected"] if not of_new_compressor(key)]
+def _check_keys(folder: Path, info: Mapping[str, Any]) -> None:
+    """Loads are strict: every tensor of the model is in the file, and every tensor of the file in the model."""
+    wrong = {kind: sorted(map(str, info.get(f"{kind}_keys", ()))) for kind in ("missing", "unexpected", "mismatched")}
     if any(wrong.values()):
         details = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
         raise BimbaError(f"The weights in {folder} do not fit its config.json ({details}). Copy the checkpoint again.")
-    if ignored:
-        log.info("The compressor starts fresh; %d of its tensors are not taken from %s.", len(ignored), folder)
 
 
 def _listing(folder: Path) -> str:

@@ -56,6 +56,19 @@ class NeedleConfig:
     contrast: float = 0.7
 
     def __post_init__(self) -> None:
+        for key in ("needle_frames", "distractors"):
+            low, high = getattr(self, key)
+            if not 0 <= low <= high or (key == "needle_frames" and low < 1):
+                raise BimbaError(f"{key} is ({low}, {high}); expected the least and the greatest number, in this order.")
+        if not 1 <= self.needle_px <= self.size or self.needle_grid_px < 1:
+            raise BimbaError(
+                f"needle_px is {self.needle_px} and needle_grid_px {self.needle_grid_px} in a clip of {self.size} pixels; "
+                "expected at least 1 pixel, and needles no larger than the clip."
+            )
+        if self.max_count < 1 or self.num_video_frames < 1:
+            raise BimbaError(
+                f"max_count is {self.max_count} and num_video_frames {self.num_video_frames}; expected at least 1 of each."
+            )
         if not 3 <= self.ordering_needles <= 10:
             raise BimbaError(
                 f"ordering_needles is {self.ordering_needles}; expected 3 to 10: two digits have only two orders, and "
@@ -191,10 +204,10 @@ def _render(
         places = (config.size - config.needle_px) // config.needle_grid_px + 1
         y, x = (int(v) * config.needle_grid_px for v in rng.integers(0, places, 2))
         tile = _tile(image, config.needle_px, rng)
-        frames[start : start + length, y : y + config.needle_px, x : x + config.needle_px] = tile
+        frames[start : start + length, y : y + config.needle_px, x : x + config.needle_px] = tile * 255
         if real:
             needles.append({"digit": digit, "start": start, "length": length, "x": x, "y": y})
-    return (frames * 255).astype(np.uint8), needles
+    return frames, needles
 
 
 def _moments(config: NeedleConfig, rng: np.random.Generator, count: int) -> tuple[list[int], list[int]]:
@@ -212,8 +225,8 @@ def _moments(config: NeedleConfig, rng: np.random.Generator, count: int) -> tupl
 
 
 def _haystack(config: NeedleConfig, rng: np.random.Generator) -> np.ndarray:
-    """(T, size, size, 3) float32 in [0, 1]: two periodic noise textures that drift across each other."""
-    size, frames = config.size, np.empty((config.num_video_frames, config.size, config.size, 3), np.float32)
+    """(T, size, size, 3) uint8: two periodic noise textures that drift across each other."""
+    size, frames = config.size, np.empty((config.num_video_frames, config.size, config.size, 3), np.uint8)
     layers = []
     for _ in range(2):
         texture = np.zeros((3, size, size), np.float32)
@@ -228,8 +241,8 @@ def _haystack(config: NeedleConfig, rng: np.random.Generator) -> np.ndarray:
         for doubled, start, velocity in layers:
             y, x = ((start + velocity * t) % size).astype(int)
             views.append(doubled[y : y + size, x : x + size])
-        np.add(views[0], views[1], out=frames[t])
-    return frames * (config.contrast / 2) + level
+        frames[t] = ((views[0] + views[1]) * (config.contrast / 2) + level) * 255
+    return frames
 
 
 @cache

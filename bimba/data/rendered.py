@@ -17,6 +17,7 @@ from bimba.data.collate import collate
 from bimba.data.needle import NUM_OPTIONS, NeedleClip, NeedleConfig, conversation, digit_bank, render_clip
 from bimba.data.prompt import LETTERS, with_medium
 from bimba.data.tokenize import tokenize_conversation
+from bimba.data.transform import frames_to_pixels
 from bimba.types import Batch, BimbaError
 
 
@@ -70,7 +71,8 @@ class RenderedNeedles(Dataset[Batch]):
             samples.append(tokenize_conversation(_turns(clip, form), self.processor.tokenizer, [count]))
             samples[-1]["pixel_values_videos"] = len(frames)
             frames.append(clip.frames)
-        videos = self.processor.pixel_values(np.concatenate(frames)).split(num_frames) if frames else ()
+        pixels = frames_to_pixels(np.concatenate(frames), self.processor.image_processor) if frames else None
+        videos = () if pixels is None else pixels.split(num_frames)
         for sample in samples:
             sample["pixel_values_videos"] = (
                 [videos[sample["pixel_values_videos"]]] if "pixel_values_videos" in sample else []

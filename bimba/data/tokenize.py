@@ -36,8 +36,14 @@ class _Ids:
         self.input_ids: list[int] = []
         self.labels: list[int] = []
 
-    def add(self, text: str, *, train: bool = False) -> None:
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+    def add_markup(self, text: str, *, train: bool = False) -> None:
+        self._add(self.tokenizer.encode(text, add_special_tokens=False), train)
+
+    def add_text(self, text: str, *, train: bool = False) -> None:
+        """Somebody's words: a ``<|im_end|>`` in them is ten characters, not the end of the turn."""
+        self._add(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), train)
+
+    def _add(self, ids: list[int], train: bool) -> None:
         self.input_ids += ids
         self.labels += ids if train else [IGNORE_INDEX] * len(ids)
 
@@ -53,19 +59,22 @@ class _Ids:
                 self.input_ids += [self.video_token_id] * count
                 self.labels += [IGNORE_INDEX] * count
             if piece:
-                self.add(piece)
+                self.add_text(piece)
 
 
 def _write(ids: _Ids, conversation: Conversation) -> None:
-    ids.add(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n")
+    ids.add_markup(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n")
     for turn in conversation:
         match turn.get("from"):
             case "human":
-                ids.add_with_media(f"<|im_start|>user\n{turn['value']}<|im_end|>\n")
+                ids.add_markup("<|im_start|>user\n")
+                ids.add_with_media(turn["value"])
+                ids.add_markup("<|im_end|>\n")
             case "gpt":
-                ids.add("<|im_start|>assistant\n")
-                ids.add(f"{turn['value']}<|im_end|>", train=True)
-                ids.add("\n")
+                ids.add_markup("<|im_start|>assistant\n")
+                ids.add_text(turn["value"], train=True)
+                ids.add_markup("<|im_end|>", train=True)
+                ids.add_markup("\n")
             case other:
                 raise BimbaError(f"A conversation turn is from {other!r}; expected 'human' or 'gpt'.")
 
@@ -121,5 +130,5 @@ def tokenize_prompt(
     ids = _Ids(tokenizer, video_token_counts)
     _write(ids, conversation)
     _check_all_used(ids)
-    ids.add("<|im_start|>assistant\n")
+    ids.add_markup("<|im_start|>assistant\n")
     return torch.tensor(ids.input_ids)

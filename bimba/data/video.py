@@ -7,6 +7,7 @@ where decord prints to stderr and reports a failed C++ check.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 
 from bimba.data.sampling import frames_in_window, uniform_indices
 from bimba.types import BimbaError, Frames, VideoDecodeError
+
+log = logging.getLogger(__name__)
 
 REENCODE = "If a player can show it, re-encode it: ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
 FETCH_AGAIN = "Download or copy the file again."
@@ -26,7 +29,8 @@ def read_frames(
 ) -> Frames:
     """Decodes ``num_frames`` frames spread evenly over the video, or over the window ``start_s`` to ``end_s``.
 
-    A video with fewer frames than asked for repeats some, so the result always has ``num_frames``.
+    A video with fewer frames than asked for repeats some, as the original does, so the result always has
+    ``num_frames``; a debug message says so.
 
     Raises:
         VideoDecodeError: the path is not a video that can be decoded.
@@ -41,8 +45,13 @@ def read_frames(
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         spans_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)  # (n, 2)
-        first, stop = frames_in_window(spans_s, start_s, end_s)
+        if start_s is None and end_s is None:
+            first, stop = 0, len(spans_s)  # every frame counts, whatever its time stamps say
+        else:
+            first, stop = frames_in_window(spans_s, start_s, end_s)
         indices = first + uniform_indices(stop - first, num_frames)
+        if stop - first < num_frames:
+            log.debug("%s: %d frames for the %d asked for; some repeat.", path, stop - first, num_frames)
         pixels = _to_numpy(reader.get_batch(indices))
     except BimbaError as error:
         raise BimbaError(f"{path}: {error}") from error

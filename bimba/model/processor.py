@@ -75,7 +75,8 @@ class BimbaProcessor(ProcessorMixin):
                 "expected (T, height, width, 3) uint8 RGB."
             )
         channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return self.image_processor(list(channels_first), return_tensors="pt")["pixel_values"]
+        output = self.image_processor(images=channels_first, input_data_format="channels_first", return_tensors="pt")
+        return output["pixel_values"]
 
     def __call__(
         self,

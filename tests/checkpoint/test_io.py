@@ -75,6 +75,24 @@ def test_a_trained_compressor_comes_back(saved, tmp_path):
     assert dropped.compressor is None
 
 
+@pytest.mark.parametrize("change", [{"query_position": "appended"}, {"d_state": 8}, {"expand": 1}, {"num_layers": 2}])
+def test_a_compressor_with_other_options_starts_fresh(saved, tmp_path, change):
+    model, processor = load_pretrained(saved, compressor=MAMBA)
+    torch.nn.init.normal_(model.compressor.layers[0].mixer.out_proj.weight)
+    save_pretrained(model, processor, tmp_path / "trained")
+    fresh, _ = load_pretrained(tmp_path / "trained", compressor={**MAMBA, **change})
+    assert fresh.config.compressor == {**MAMBA, **change}
+    assert fresh.compressor.layers[0].mixer.out_proj.weight.abs().max() == 0
+
+
+def test_where_the_scan_runs_does_not_change_the_weights(saved, tmp_path):
+    model, processor = load_pretrained(saved, compressor=MAMBA)
+    torch.nn.init.normal_(model.compressor.layers[0].mixer.out_proj.weight)
+    save_pretrained(model, processor, tmp_path / "trained")
+    kept, _ = load_pretrained(tmp_path / "trained", compressor={**MAMBA, "d_conv": 4, "scan_backend": "reference"})
+    assert torch.equal(kept.compressor.layers[0].mixer.out_proj.weight, model.compressor.layers[0].mixer.out_proj.weight)
+
+
 def test_live_adapters_are_merged_into_what_is_saved_and_only_there(saved, tmp_path):
     model, processor = load_pretrained(saved)
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "down_proj"]), model.language_model)
@@ -113,6 +131,15 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(copy, monkeypatch):
     monkeypatch.undo()
     assert [path.name for path in copy.parent.iterdir()] == ["checkpoint"]
     load_pretrained(copy)
+
+
+def test_a_saved_checkpoint_is_readable_by_others(saved):
+    assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o644}
+
+
+def test_pooling_of_no_frames(saved):
+    with pytest.raises(BimbaError, match="temporal_pooling is 0"):
+        load_pretrained(saved, temporal_pooling=0)
 
 
 # -- folders that are no checkpoint ------------------------------------------------------------------------------

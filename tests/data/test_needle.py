@@ -112,3 +112,21 @@ def test_errors_say_what_to_do():
         digit_bank("val")
     with pytest.raises(BimbaError, match="form 'essay'"):
         conversation(clip("retrieval"), "essay")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"needle_frames": (5, 3)},
+        {"needle_frames": (0, 3)},
+        {"distractors": (2, 1)},
+        {"needle_px": 100},
+        {"needle_grid_px": 0},
+        {"max_count": 0},
+        {"num_video_frames": 0},
+        {"ordering_needles": 2},
+    ],
+)
+def test_an_impossible_clip_is_refused(wrong):
+    with pytest.raises(BimbaError, match=next(iter(wrong))):
+        replace(CONFIG, **wrong)

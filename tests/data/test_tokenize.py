@@ -65,3 +65,11 @@ def test_tags_and_media_must_match(tokenizer, counts, message):
 def test_unknown_speaker(tokenizer):
     with pytest.raises(BimbaError, match="from 'robot'; expected 'human' or 'gpt'"):
         tokenize_conversation([{"from": "robot", "value": "beep"}], tokenizer, [])
+
+
+def test_markup_in_somebodys_words_is_just_words(tokenizer):
+    rude = [{"from": "human", "value": "<image>\nWhat is <|im_end|> or <|video_pad|>?"}]
+    ids = tokenize_prompt(rude, tokenizer, [3])
+    special = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|video_pad|>")}
+    assert (ids == special["<|video_pad|>"]).sum() == 3
+    assert (ids == special["<|im_end|>"]).sum() == 2  # of the system's and the user's turn

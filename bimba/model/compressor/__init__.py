@@ -17,23 +17,41 @@ from bimba.model.compressor.mamba import MambaCompressor
 from bimba.model.compressor.pool import PoolCompressor
 from bimba.types import BimbaError
 
-__all__ = ["MambaCompressor", "PoolCompressor", "build_compressor"]
+__all__ = ["MambaCompressor", "PoolCompressor", "build_compressor", "complete"]
 
 
 def build_compressor(config: Mapping[str, Any] | None, hidden_size: int) -> nn.Module | None:
     """The compressor that the node ``model.compressor`` describes: {"name": file, **options}; None for None."""
     if config is None:
         return None
+    options = complete(config)
+    return _class(options.pop("name"))(hidden_size, **options)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A compressor's config with every option spelled out, so that two of them can be compared.
+
+    Raises:
+        BimbaError: an unknown name or option.
+    """
     options = dict(config)
     name = options.pop("name", None)
+    defaults = {
+        option.name: option.default
+        for option in inspect.signature(_class(name)).parameters.values()
+        if option.name != "hidden_size"
+    }
+    unknown = sorted(set(options) - set(defaults))
+    if unknown:
+        raise BimbaError(
+            f"compressor {name!r} has no option {', '.join(unknown)}; its options are: {', '.join(defaults) or 'none'}."
+        )
+    return {"name": name, **defaults, **options}
+
+
+def _class(name: Any) -> type[nn.Module]:
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in known:
         raise BimbaError(f"model.compressor.name={name!r} is no compressor; choose one of: {', '.join(known)}.")
     kind: type[nn.Module] = importlib.import_module(f"{__name__}.{name}").COMPRESSOR
-    accepted = [option for option in inspect.signature(kind).parameters if option != "hidden_size"]
-    unknown = sorted(set(options) - set(accepted))
-    if unknown:
-        raise BimbaError(
-            f"compressor {name!r} has no option {', '.join(unknown)}; its options are: {', '.join(accepted) or 'none'}."
-        )
-    return kind(hidden_size, **options)
+    return kind
