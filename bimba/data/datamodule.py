@@ -22,15 +22,25 @@ class EpochSampler(Sampler[int]):
     """The samples of one rank, in an order that (seed, epoch) fixes.
 
     Rank r takes every ``world_size``-th sample from the r-th on. So the samples of an optimizer step are the same for
-    any number of ranks, and Lightning, which calls ``set_epoch``, resumes an epoch in the order it had.
+    any number of ranks. Lightning, which calls ``set_epoch``, resumes an epoch in the order it had.
 
     Args:
         num_samples: size of the data set.
         multiple_of: the epoch is cut to a multiple of this; what is cut off changes with each shuffle.
+        done: how many samples of this rank a resumed run has already trained on in its first epoch. Asked for when
+            that epoch begins: Lightning makes its loaders before it restores its counters.
     """
 
     def __init__(
-        self, num_samples: int, multiple_of: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        num_samples: int,
+        multiple_of: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        done: Callable[[], int] | None = None,
     ):
         self.num_samples = num_samples
         self.num_used = num_samples - num_samples % multiple_of
@@ -39,6 +49,7 @@ class EpochSampler(Sampler[int]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._done = done
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -47,7 +58,9 @@ class EpochSampler(Sampler[int]):
         order = np.arange(self.num_samples)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        return iter(order[: self.num_used][self.rank :: self.world_size].tolist())
+        mine = order[: self.num_used][self.rank :: self.world_size].tolist()
+        done, self._done = self._done, None  # only the epoch that a run begins with can be half done
+        return iter(mine[done() if done is not None else 0 :])
 
     def __len__(self) -> int:
         return self.num_used // self.world_size
@@ -128,6 +141,14 @@ class VideoQADataModule(L.LightningDataModule):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
+    def _done(self) -> int:
+        """Samples of this rank that the steps of an interrupted epoch have used."""
+        if self.trainer is None:
+            return 0
+        samples = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.batch_size
+        per_epoch = (len(self.train_set) // self.global_batch_size) * self.global_batch_size // self._world_size
+        return samples % per_epoch
+
     def _loader(self, samples: Dataset[Any], *, shuffle: bool, multiple_of: int) -> DataLoader[Batch]:
         sampler = EpochSampler(
             len(samples),  # type: ignore[arg-type]  # a Subset
@@ -136,6 +157,7 @@ class VideoQADataModule(L.LightningDataModule):
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer is not None else 0,
             world_size=self._world_size,
+            done=self._done if shuffle else None,
         )
         return DataLoader(
             samples,

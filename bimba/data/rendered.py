@@ -5,7 +5,7 @@ Batch *i* is a function of (seed, i) alone, so a run can stop and resume anywher
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -137,21 +137,25 @@ class RenderedNeedlesDataModule(L.LightningDataModule):
         self.batches = RenderedNeedles(processor, stages, batch_size, clip, seed)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        done = self.trainer.global_step if self.trainer is not None else 0
-        return DataLoader(
-            self.batches, batch_size=None, sampler=_Remaining(len(self.batches), done), num_workers=self.num_workers
-        )
+        sampler = _Remaining(len(self.batches), lambda: self.trainer.global_step if self.trainer is not None else 0)
+        return DataLoader(self.batches, batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
 
 class _Remaining(Sampler[int]):
     """The batches from the first that was not trained on; its length stays the whole, as Lightning counts on."""
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, total: int, done: Callable[[], int]):
         self.total = total
         self.done = done
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.done, self.total))
+        done = self.done()  # now, not before: Lightning makes its loaders before it restores its counters
+        if done >= self.total:
+            raise BimbaError(
+                f"The curriculum ends after {self.total} steps and {done} are done; lower trainer.max_steps, or raise "
+                "`until` of the last of data.stages."
+            )
+        return iter(range(done, self.total))
 
     def __len__(self) -> int:
         return self.total

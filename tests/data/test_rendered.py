@@ -77,6 +77,17 @@ def test_training_goes_on_where_it_stopped(processor):
     assert all(same(a, b) for a, b in zip(rest, whole[4:]))
 
 
+def test_a_run_longer_than_the_curriculum_is_an_error(processor):
+    data = RenderedNeedlesDataModule(processor, STAGES, CLIP, global_batch_size=4, batch_size=4)
+
+    class Trainer:
+        global_step = 6
+
+    data.trainer = Trainer()
+    with pytest.raises(BimbaError, match="ends after 6 steps and 6 are done"):
+        next(iter(data.train_dataloader()))
+
+
 def test_one_batch_is_one_step(processor):
     with pytest.raises(BimbaError, match=r"batch_size is 2 and data.global_batch_size 4"):
         RenderedNeedlesDataModule(processor, STAGES, CLIP, global_batch_size=4, batch_size=2)
