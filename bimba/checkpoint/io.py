@@ -125,7 +125,7 @@ def _set_compressor(model: BimbaForConditionalGeneration, wanted: dict[str, Any]
     """Gives ``model`` the compressor that was asked for; its weights are kept if they mean the same there."""
     old, stored = model.compressor, model.config.compressor
     new = build_compressor(wanted, model.config.text_config.hidden_size)
-    if new is not None and stored is not None and _weights_meaning(wanted) == _weights_meaning(stored):
+    if new is not None and old is not None and _weights_meaning(wanted) == _weights_meaning(stored):
         new.load_state_dict(old.state_dict())
     elif new is not None and any(True for _ in new.parameters()):
         log.info("The compressor starts fresh, as the identity on the pooled queries where it can.")

@@ -59,15 +59,15 @@ class NeedleConfig:
         for key in ("needle_frames", "distractors"):
             low, high = getattr(self, key)
             if not 0 <= low <= high or (key == "needle_frames" and low < 1):
-                raise BimbaError(f"{key} is ({low}, {high}); expected the least and the greatest number, in this order.")
+                raise BimbaError(f"{key} is ({low}, {high}); expected the least number, then the greatest.")
         if not 1 <= self.needle_px <= self.size or self.needle_grid_px < 1:
             raise BimbaError(
-                f"needle_px is {self.needle_px} and needle_grid_px {self.needle_grid_px} in a clip of {self.size} pixels; "
+                f"needle_px is {self.needle_px} and needle_grid_px {self.needle_grid_px} in {self.size}-pixel clips; "
                 "expected at least 1 pixel, and needles no larger than the clip."
             )
         if self.max_count < 1 or self.num_video_frames < 1:
             raise BimbaError(
-                f"max_count is {self.max_count} and num_video_frames {self.num_video_frames}; expected at least 1 of each."
+                f"max_count is {self.max_count} and num_video_frames {self.num_video_frames}; expected 1 or more."
             )
         if not 3 <= self.ordering_needles <= 10:
             raise BimbaError(

@@ -137,7 +137,8 @@ class VideoQA:
         key: tuple[Any, ...] | None = None
         if file.is_file():  # what else it may be, read_frames says
             stat = file.stat()
-            key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, self.num_frames if num_frames is None else num_frames)
+            wanted = self.num_frames if num_frames is None else num_frames
+            key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, wanted)
             if (cached := self.cache.get(key)) is not None:
                 return cached
         video = self.encode_pixels(self.read(path, num_frames))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 REQUIRED = ("torch", "transformers", "lightning", "peft", "hydra-core", "lmms-eval", "decord", "av")
 OPTIONAL = {  # package -> what it is for, and how it comes
     "triton": "fused scan on NVIDIA GPUs; comes with torch on Linux",
-    "mamba-ssm": "CUDA scan kernels; pip install 'bimba[cuda]'",
-    "causal-conv1d": "CUDA convolution kernel; pip install 'bimba[cuda]'",
-    "wandb": "experiment tracking; pip install wandb",
+    "mamba-ssm": "CUDA scan kernels; see 'Install' in the README",
+    "causal-conv1d": "CUDA convolution kernel; see 'Install' in the README",
+    "wandb": "experiment tracking; pip install -e . brings it",
 }
 
 
