@@ -80,7 +80,7 @@ class StepProgress(ProgressBar):
 
     def _describe(self, description: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description=description)
+            self._bar.update(self._task, description=description, refresh=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop()
