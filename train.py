@@ -102,6 +102,8 @@ def check(cfg: DictConfig) -> None:
         raise BimbaError(f"There is no default for {', '.join(missing)}; give {'=... '.join(missing)}=...")
     if cfg.resume is not None and not Path(cfg.resume).is_file():
         raise BimbaError(f"resume={cfg.resume} is no file; expected the resume/last.ckpt of an earlier run.")
+    if cfg.trainer.max_steps == -1 and cfg.trainer.max_epochs == -1:
+        raise BimbaError("trainer.max_steps and trainer.max_epochs are both -1, so the run would never end; set one.")
     precision = str(cfg.trainer.precision)
     if not precision.endswith("mixed") and (cfg.model.dtype != "float32" or precision not in ("32", "32-true")):
         raise BimbaError(

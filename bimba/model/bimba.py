@@ -159,6 +159,27 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         compressed = self.compressor(space_time_tokens, queries.flatten(2, 3))
         return compressed.unflatten(2, queries.shape[2:4])
 
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self, expand_size: int = 1, *, pixel_values_videos: PixelValues | None = None, **kwargs: Any
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
+        """Beams and several answers per prompt: each copy of a prompt gets its videos."""
+        input_ids, expanded = super()._expand_inputs_for_generation(expand_size, **kwargs)  # type: ignore[misc]
+        if pixel_values_videos is not None:
+            num_prompts = len(input_ids) // expand_size
+            if len(pixel_values_videos) % num_prompts:
+                raise BimbaError(
+                    f"Got {len(pixel_values_videos)} videos for {num_prompts} prompts; generating several sequences per "
+                    "prompt takes the same number of videos in each prompt. Generate for one prompt at a time."
+                )
+            per_prompt = len(pixel_values_videos) // num_prompts
+            expanded["pixel_values_videos"] = [
+                pixel_values_videos[prompt * per_prompt + i]
+                for prompt in range(num_prompts)
+                for _ in range(expand_size)
+                for i in range(per_prompt)
+            ]
+        return input_ids, expanded
+
     def prepare_inputs_for_generation(  # type: ignore[override]  # the videos are ours
         self, input_ids: torch.LongTensor, pixel_values_videos: PixelValues | None = None, **kwargs: Any
     ) -> dict[str, Any]:

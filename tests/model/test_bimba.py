@@ -172,6 +172,17 @@ def test_left_padded_batch_generates_what_each_does_alone(parts):
     assert torch.equal(together[:, -4:], torch.stack(alone))
 
 
+def test_beams_see_their_own_videos(parts):
+    model, processor = parts
+    options = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options["suppress_tokens"] = [processor.video_token_id]
+    ids, videos = prompt(processor), [video(seed=1), video(seed=2)]
+    alone = [model.generate(input_ids=ids, pixel_values_videos=[one], **options) for one in videos]
+    together = model.generate(input_ids=ids.repeat(2, 1), pixel_values_videos=videos, **options)
+    assert torch.equal(together, torch.cat(alone))
+    assert not torch.equal(alone[0], alone[1])
+
+
 def test_unknown_newline_position():
     with pytest.raises(BimbaError, match="'rows'.*grid"):
         BimbaConfig(newline_position="rows")
