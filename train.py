@@ -75,6 +75,7 @@ def quiet() -> None:
         ".*overridden `transfer_batch_to_device` in `LightningModule`.*",  # meant: BimbaModule says why
         ".*does not have many workers.*",  # data.num_workers is explained in conf/data
         ".*Total length of .* across ranks is zero.*",  # data.val_samples=0
+        ".*your dataloader is not resumable.*",  # it is: the data module's sampler skips what was seen
     ):
         warnings.filterwarnings("ignore", message=message)
 

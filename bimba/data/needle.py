@@ -48,11 +48,11 @@ class NeedleConfig:
     size: int = 96
     needle_px: int = 12
     needle_grid_px: int = 12
-    needle_frames: tuple[int, int] = (3, 4)
+    needle_frames: tuple[int, int] = (4, 6)
     needle_gap: int = 4
     ordering_needles: int = 3
     max_count: int = 4
-    distractors: tuple[int, int] = (0, 4)
+    distractors: tuple[int, int] = (0, 2)
     contrast: float = 0.7
 
     def __post_init__(self) -> None:
