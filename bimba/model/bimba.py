@@ -168,8 +168,8 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_prompts = len(input_ids) // expand_size
             if len(pixel_values_videos) % num_prompts:
                 raise BimbaError(
-                    f"Got {len(pixel_values_videos)} videos for {num_prompts} prompts; generating several sequences per "
-                    "prompt takes the same number of videos in each prompt. Generate for one prompt at a time."
+                    f"Got {len(pixel_values_videos)} videos for {num_prompts} prompts; generating several sequences "
+                    "per prompt takes the same number of videos in each prompt. Generate for one prompt at a time."
                 )
             per_prompt = len(pixel_values_videos) // num_prompts
             expanded["pixel_values_videos"] = [
