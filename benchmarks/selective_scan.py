@@ -94,7 +94,7 @@ def run(scan: Scan, inputs: dict[str, Tensor], backward: bool) -> list[Tensor]:
 
 def largest_error(got: list[Tensor], expected: list[Tensor]) -> float:
     """Relative to the largest value of each tensor; not-a-number counts as infinite."""
-    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, expected, strict=True)]
+    errors = [float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(got, expected, strict=True)]
     return max(error if error == error else float("inf") for error in errors)
 
 

@@ -144,7 +144,7 @@ def test_backend_equals_reference_for_odd_shapes(backend: str, reverse: bool, sh
 def test_chunked_cut_into_blocks_of_samples_and_channels(
     monkeypatch: pytest.MonkeyPatch, reverse: bool, positions: list[int] | None
 ) -> None:
-    monkeypatch.setattr(tiles, "_TILE_ELEMENTS", {"cpu": 64})  # 2 channels and 1 sample at a time
+    monkeypatch.setattr(tiles, "_TILE_ELEMENTS", {"cpu": 128})  # 2 channels and 1 sample at a time
     inputs = make_inputs((3, 5, 4, 50), None if positions is None else len(positions))
     index = None if positions is None else torch.tensor(positions)
     options = {"delta_softplus": True, "reverse": reverse, "query_index": index}

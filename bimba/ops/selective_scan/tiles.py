@@ -17,9 +17,9 @@ from bimba.ops.selective_scan.inputs import state_dtype
 
 # Elements of one tile's buffer. On a CPU three such buffers should stay in the cache; elsewhere the Python loop over
 # positions is what costs, so a block should be as wide as the inputs.
-_TILE_ELEMENTS = {"cpu": 2**19}
+_TILE_ELEMENTS = {"cpu": 2**20}
 _TILE_ELEMENTS_ELSEWHERE = 2**26
-_MIN_TILE, _MAX_TILE = 8, 64  # positions
+_MIN_TILE, _MAX_TILE = 16, 64  # positions
 
 
 @dataclass(frozen=True)
