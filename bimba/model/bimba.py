@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bimba.model.compressor import build_compressor
 from bimba.model.config import BimbaConfig
-from bimba.model.mamba import MambaMixer
+from bimba.model.mamba import AttentionMixer, MambaMixer
 from bimba.model.projector import Projector
 from bimba.model.queries import pool_queries
 from bimba.model.splice import add_newlines, splice
@@ -68,7 +68,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if module is self:
             init.normal_(self.image_newline, std=self.config.text_config.hidden_size**-0.5)
-        elif isinstance(module, MambaMixer):
+        elif isinstance(module, MambaMixer | AttentionMixer):
             module.reset_parameters()  # transformers' default would undo the zero out_proj and the special dt
 
     def get_input_embeddings(self) -> nn.Module:

@@ -12,7 +12,7 @@ from bimba.data.needle import TASKS, NeedleConfig, conversation, digit_bank, ren
 from bimba.data.prompt import LETTERS, multiple_choice
 from bimba.types import BimbaError
 
-CONFIG = NeedleConfig(num_video_frames=80)
+CONFIG = NeedleConfig(num_video_frames=80, needle_frames=(3, 4), distractors=(0, 4))
 
 
 def clip(task: str, seed: int = 0, config: NeedleConfig = CONFIG, **options):

@@ -163,6 +163,7 @@ from bimba.data.needle import NeedleConfig
 from bimba.data.needle_files import generate
 
 def main(how, root):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit "ignore"
     replace, calls = os.replace, []
     def dies_at_the_sixth_file(source, target):
         calls.append(target)
