@@ -33,7 +33,7 @@ class OptimizerSettings:
         compressor_lr: the compressor's own rate; None means ``lr``.
         projector_lr: the projector's own rate; None means ``lr``.
         matrix_lr: with a number, hidden matrices are trained by Muon at this rate, and AdamW has only the rest. A small
-            model trained from nothing learns to read options within minutes that way, and hardly at all without.
+            model trained from nothing learned to read options within 250 steps that way.
         weight_decay: for matrices only; never for biases, norms and the scan's constants.
         betas: AdamW's averaging.
         eps: AdamW's floor.
