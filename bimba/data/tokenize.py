@@ -22,6 +22,7 @@ from bimba.types import BimbaError, SequenceTooLongError
 
 IGNORE_INDEX = -100
 VIDEO_TOKEN = "<|video_pad|>"
+IMAGE_TOKEN = "<|image_pad|>"
 
 Conversation = Sequence[Mapping[str, str]]  # LLaVA's [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]
 

@@ -45,7 +45,7 @@ class BimbaConfig(PreTrainedConfig):
         newline_position: where newline tokens go: after each row of the compressed grid ("grid", the published
             model), each frame ("frame"), the whole video ("one_token"), or nowhere ("no_token").
         num_frames: how many frames a video is read with unless the caller says otherwise.
-        video_token_id: the placeholder token that video tokens replace.
+        video_token_id, image_token_id: the placeholder tokens that the tokens of videos and images replace.
     """
 
     model_type = "bimba"
@@ -59,6 +59,7 @@ class BimbaConfig(PreTrainedConfig):
     newline_position: str = "grid"
     num_frames: int = 64
     video_token_id: int = 151646
+    image_token_id: int = 151647
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

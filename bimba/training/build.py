@@ -101,16 +101,17 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
     """A model with random weights, and a processor around an existing tokenizer."""
     from transformers import SiglipImageProcessor
 
-    from bimba.data.tokenize import VIDEO_TOKEN
+    from bimba.data.tokenize import IMAGE_TOKEN, VIDEO_TOKEN
     from bimba.model.bimba import BimbaForConditionalGeneration
     from bimba.model.config import BimbaConfig
     from bimba.model.processor import BimbaProcessor
 
     tokenizer = _load_tokenizer(settings.tokenizer)
-    video_token_id = tokenizer.get_vocab().get(VIDEO_TOKEN)
-    if video_token_id is None:
+    placeholders = {token: tokenizer.get_vocab().get(token) for token in (VIDEO_TOKEN, IMAGE_TOKEN)}
+    if absent := [token for token, index in placeholders.items() if index is None]:
         raise BimbaError(
-            f"The tokenizer {settings.tokenizer} has no token {VIDEO_TOKEN}, which stands for a video; add it."
+            f"The tokenizer {settings.tokenizer} has no {' and no '.join(absent)}, which stand for videos and images; "
+            "add them as special tokens."
         )
     text_config = {"vocab_size": len(tokenizer), **settings.config["text_config"]}
     if text_config["vocab_size"] < len(tokenizer):
@@ -119,7 +120,12 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
             f"{settings.tokenizer} has {len(tokenizer)} tokens; give at least that, or leave the key out."
         )
     sizes = {**settings.config, "text_config": text_config}
-    config = BimbaConfig(**sizes, compressor=settings.compressor, video_token_id=video_token_id)
+    config = BimbaConfig(
+        **sizes,
+        compressor=settings.compressor,
+        video_token_id=placeholders[VIDEO_TOKEN],
+        image_token_id=placeholders[IMAGE_TOKEN],
+    )
     model = BimbaForConditionalGeneration(config).to(DTYPES[settings.dtype])  # type: ignore[arg-type]
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -14,10 +14,10 @@ from transformers import Qwen2Tokenizer
 
 from bimba.data.needle import QUESTIONS
 from bimba.data.prompt import SYSTEM_PROMPT, multiple_choice, open_ended
-from bimba.data.tokenize import VIDEO_TOKEN
+from bimba.data.tokenize import IMAGE_TOKEN, VIDEO_TOKEN
 
-NUM_MERGED = 640 - 256 - 4  # with the bytes and the special tokens: a vocabulary of at most 640
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", VIDEO_TOKEN]
+NUM_MERGED = 640 - 256 - 5  # with the bytes and the special tokens: a vocabulary of at most 640
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", VIDEO_TOKEN, IMAGE_TOKEN]
 
 # Qwen2's pre-tokenizer: words, single digits, punctuation, line breaks.
 _PATTERN = (
