@@ -31,7 +31,7 @@ def ascii_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<|video_pad|>"],
+        additional_special_tokens=["<|im_start|>", "<|video_pad|>", "<|image_pad|>"],
     )
 
 

@@ -46,6 +46,8 @@ class BimbaConfig(PreTrainedConfig):
             model), each frame ("frame"), the whole video ("one_token"), or nowhere ("no_token").
         num_frames: how many frames a video is read with unless the caller says otherwise.
         video_token_id, image_token_id: the placeholder tokens that the tokens of videos and images replace.
+        original_config: what the ``config.json`` of a checkpoint in the original's layout said; it is written back when
+            the checkpoint is converted to that layout, and read by nothing else.
     """
 
     model_type = "bimba"
@@ -60,6 +62,7 @@ class BimbaConfig(PreTrainedConfig):
     num_frames: int = 64
     video_token_id: int = 151646
     image_token_id: int = 151647
+    original_config: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

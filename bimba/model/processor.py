@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, SiglipImageProcessor
+from transformers import AutoProcessor, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from bimba.model.config import BimbaConfig
 from bimba.model.queries import query_grid
@@ -29,13 +29,14 @@ class BimbaProcessor(ProcessorMixin):
     """
 
     video_token = "<|video_pad|>"
+    image_token = "<|image_pad|>"
 
-    image_processor: SiglipImageProcessor
+    image_processor: BaseImageProcessor
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
-        image_processor: SiglipImageProcessor | None = None,
+        image_processor: BaseImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         patch_grid: int = 27,
         temporal_pooling: int = 1,

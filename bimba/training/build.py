@@ -107,8 +107,8 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
     from bimba.model.processor import BimbaProcessor
 
     tokenizer = _load_tokenizer(settings.tokenizer)
-    placeholders = {token: tokenizer.get_vocab().get(token) for token in (VIDEO_TOKEN, IMAGE_TOKEN)}
-    if absent := [token for token, index in placeholders.items() if index is None]:
+    vocabulary = tokenizer.get_vocab()
+    if absent := [token for token in (VIDEO_TOKEN, IMAGE_TOKEN) if token not in vocabulary]:
         raise BimbaError(
             f"The tokenizer {settings.tokenizer} has no {' and no '.join(absent)}, which stand for videos and images; "
             "add them as special tokens."
@@ -123,8 +123,8 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
     config = BimbaConfig(
         **sizes,
         compressor=settings.compressor,
-        video_token_id=placeholders[VIDEO_TOKEN],
-        image_token_id=placeholders[IMAGE_TOKEN],
+        video_token_id=vocabulary[VIDEO_TOKEN],
+        image_token_id=vocabulary[IMAGE_TOKEN],
     )
     model = BimbaForConditionalGeneration(config).to(DTYPES[settings.dtype])  # type: ignore[arg-type]
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -144,7 +144,7 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    from bimba.checkpoint.io import SHIPPED
+    from bimba.checkpoint.source import SHIPPED
 
     source = files("bimba") / "assets" / SHIPPED[name] if name in SHIPPED else name
     try:

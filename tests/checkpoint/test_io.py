@@ -12,7 +12,7 @@ from tiny_checkpoint import IMAGE_SIZE, tiny_model
 from transformers import AutoModel, AutoProcessor
 
 from bimba.checkpoint import load_pretrained, save_pretrained
-from bimba.checkpoint.io import SHIPPED, checkpoint_folder
+from bimba.checkpoint.source import SHIPPED, checkpoint_folder
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
 
@@ -189,20 +189,20 @@ def test_unexpected_weights_are_named(copy):
 
 def test_weights_of_another_size_are_named(copy):
     change_weights(copy, lambda weights: weights.update({"image_newline": torch.zeros(5)}))
-    with pytest.raises(BimbaError, match="mismatched: .*image_newline"):
+    with pytest.raises(BimbaError, match=r"of another size: image_newline \(5,\)"):
         load_pretrained(copy)
 
 
 def test_truncated_weights(copy):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(BimbaError, match="cannot be loaded"):
+    with pytest.raises(BimbaError, match="truncated: 1,000 bytes of at least"):
         load_pretrained(copy)
 
 
 def test_weights_are_not_there(copy):
     (copy / "model.safetensors").unlink()
-    with pytest.raises(BimbaError, match="cannot be loaded"):
+    with pytest.raises(BimbaError, match="no weights in .*neither model.safetensors nor model.safetensors.index.json"):
         load_pretrained(copy)
 
 

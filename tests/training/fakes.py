@@ -63,7 +63,7 @@ def tokenizer_folder() -> str:
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<|video_pad|>"],
+        additional_special_tokens=["<|im_start|>", "<|video_pad|>", "<|image_pad|>"],
     ).save_pretrained(folder)
     return folder
 

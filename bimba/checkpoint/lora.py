@@ -1,0 +1,168 @@
+"""LoRA adapters: folded into the weights they adapt as these are read, kept live in the model, or folded on a copy.
+
+A merged weight is W + alpha / r · B A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bimba.checkpoint.tensors import FETCH_AGAIN, Stored, listing, read_json
+from bimba.types import BimbaError
+
+CONFIG = "adapter_config.json"
+FACTORS = (".lora_A.weight", ".lora_B.weight")
+
+# Keys of adapter_config.json that make a merged weight something else than W + alpha / r · B A, and their plain values.
+_PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "use_dora": (False,),
+    "use_rslora": (False,),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": (None, []),
+}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A weight with its adapter folded in, once it is read; float32 in between, as few bits are lost as can be."""
+
+    weight: Stored
+    lora_A: Stored  # (r, in)
+    lora_B: Stored  # (out, r)
+    scaling: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def file(self) -> str:
+        return self.weight.file
+
+    def __getitem__(self, all_of_it: EllipsisType) -> Tensor:
+        weight = self.weight[...]
+        delta = (self.lora_B[...].float() @ self.lora_A[...].float()) * self.scaling
+        return (weight.float() + delta).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The factors of an adapter, by our name of the layer they adapt.
+
+    Attributes:
+        settings: the folder's ``adapter_config.json``.
+        factors: layer -> (A (r, in), B (out, r)).
+    """
+
+    settings: dict[str, Any]
+    factors: dict[str, tuple[Stored, Stored]]
+
+    @property
+    def scaling(self) -> float:
+        return float(self.settings["lora_alpha"]) / int(self.settings["r"])
+
+    def merge(self, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+        """``tensors`` with every adapted weight replaced by its merged one, which is computed when it is read."""
+        self._check(tensors)
+        merged: dict[str, Stored] = {
+            f"{layer}.weight": Merged(tensors[f"{layer}.weight"], *factors, self.scaling)
+            for layer, factors in self.factors.items()
+        }
+        return {**tensors, **merged}
+
+    def inject(self, model: nn.Module) -> None:
+        """Puts the adapter into ``model`` as live peft layers, apart from the weights; it can be trained on."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        config = LoraConfig(
+            r=self.settings["r"],
+            lora_alpha=self.settings["lora_alpha"],
+            lora_dropout=self.settings.get("lora_dropout", 0.0),
+            target_modules=sorted(self.factors),
+        )
+        inject_adapter_in_model(config, model)
+        with torch.no_grad():
+            for name, (lora_A, lora_B) in self.factors.items():
+                layer: Any = model.get_submodule(name)
+                layer.lora_A["default"].weight.copy_(lora_A[...])
+                layer.lora_B["default"].weight.copy_(lora_B[...])
+
+    def _check(self, tensors: Mapping[str, Stored]) -> None:
+        """Raises a BimbaError unless every factor fits a weight."""
+        wrong = []
+        for layer, (lora_A, lora_B) in self.factors.items():
+            weight = tensors.get(f"{layer}.weight")
+            product = (lora_B.shape[0], lora_A.shape[1])
+            if weight is None:
+                wrong.append(f"{layer} is no layer of the base")
+            elif weight.shape != product or lora_A.shape[0] != lora_B.shape[1]:
+                wrong.append(f"{layer} is {weight.shape} in the base, {product} in the adapter")
+        if wrong:
+            raise BimbaError(
+                f"The adapter was trained on another model than this base: {listing(wrong)}. Give the base that its "
+                f"{CONFIG} names."
+            )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of a plain LoRA adapter.
+
+    Raises:
+        BimbaError: another kind of adapter, or rank and scale are missing.
+    """
+    settings = read_json(folder / CONFIG)
+    for key, accepted in _PLAIN.items():
+        if settings.get(key, accepted[0]) not in accepted:
+            raise BimbaError(
+                f"{folder / CONFIG} has {key}={settings[key]!r}; only plain LoRA adapters can be loaded "
+                f"({key}={accepted[0]!r}). Merge it with peft first."
+            )
+    if not all(isinstance(settings.get(key), int | float) and settings[key] > 0 for key in ("r", "lora_alpha")):
+        raise BimbaError(f"{folder / CONFIG} gives no positive r and lora_alpha. Copy the adapter again.")
+    return settings
+
+
+def pair_factors(folder: Path, tensors: Mapping[str, Stored]) -> dict[str, tuple[Stored, Stored]]:
+    """Layer -> (A, B), from tensors named ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``.
+
+    Raises:
+        BimbaError: a factor without its other, or a tensor that is none.
+    """
+    layers = sorted({name.removesuffix(suffix) for name in tensors for suffix in FACTORS if name.endswith(suffix)})
+    expected = {layer + suffix for layer in layers for suffix in FACTORS}
+    if astray := sorted(expected ^ set(tensors)):
+        raise BimbaError(
+            f"The adapter in {folder} is not whole; missing, or no LoRA factor: {listing(astray)}. {FETCH_AGAIN}"
+        )
+    return {layer: (tensors[layer + FACTORS[0]], tensors[layer + FACTORS[1]]) for layer in layers}
+
+
+def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """``model.state_dict()`` as it would be after merging every live peft adapter; ``model`` stays as it is."""
+    from peft.tuners.lora import LoraLayer
+
+    state = dict(model.state_dict())
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        weight = state[f"{name}.base_layer.weight"]
+        for adapter in layer.active_adapters:
+            delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[attr-defined]  # every linear layer's has it
+            weight = weight + delta.to(weight.dtype)
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            value = state.pop(key)
+            if key.startswith(f"{name}.base_layer."):
+                state[key.replace(".base_layer.", ".")] = value
+        state[f"{name}.weight"] = weight
+    return state

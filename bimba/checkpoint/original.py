@@ -1,0 +1,276 @@
+"""The original's folder layout (LLaVA-Video, BIMBA-LLaVA): ``config.json`` and tokenizer files, in and out.
+
+Weights are named by :mod:`bimba.checkpoint.keymap`. What ``config.json`` says and our model does not need is kept in
+``BimbaConfig.original_config``, so that a checkpoint can be written back as it came.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, SiglipImageProcessorPil
+
+from bimba.checkpoint.tensors import FETCH_AGAIN, read_json
+from bimba.model.compressor import complete
+from bimba.model.config import BimbaConfig
+from bimba.model.processor import BimbaProcessor
+from bimba.types import BimbaError
+
+MODEL_TYPE = "llava_qwen"
+NUM_FRAMES = 64  # nowhere in its files: every script of the original samples so many
+COMPRESSOR = {"name": "mamba"}  # the original builds its one compressor with fixed options, those of our defaults
+
+# The original knows one tower and has its sizes in its code; a folder with another tower says so in this file, where
+# num_hidden_layers counts the last layer too, which the original deletes.
+VISION_FILE = "tiny_vision_config.json"
+
+# Settings of the original under which it would compute something else than we do.
+_REQUIRED = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_patch_merge_type": ("spatial_unpad",),
+    "mm_spatial_pool_mode": ("bilinear",),
+    "compressor_type": ("bimba", None),
+    "add_faster_video": (False, None),
+}
+_TEXT_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "max_window_layers", "sliding_window", "use_sliding_window", "rms_norm_eps",
+    "hidden_act", "initializer_range", "attention_dropout", "tie_word_embeddings", "bos_token_id", "eos_token_id",
+    "pad_token_id",
+)  # fmt: skip
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+# What a checkpoint that was never the original's is written with: the settings of LLaVA-Video-7B-Qwen2.
+_DEFAULTS = {
+    "architectures": ["LlavaQwenForCausalLM"],
+    "add_faster_video": False,
+    "add_time_instruction": False,
+    "faster_token_stride": 10,
+    "force_sample": True,
+    "image_crop_resolution": None,
+    "image_split_resolution": None,
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_projector_lr": None,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_resampler_type": None,
+    "mm_spatial_pool_mode": "bilinear",
+    "mm_spatial_pool_stride": 2,
+    "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+    "mm_use_im_patch_token": False,
+    "mm_use_im_start_end": False,
+    "mm_vision_select_feature": "patch",
+    "mm_vision_select_layer": -2,
+    "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    "mm_vision_tower_lr": 2e-06,
+    "model_type": MODEL_TYPE,
+    "pos_skipping_range": 4096,
+    "tokenizer_padding_side": "right",
+    "use_cache": True,
+    "use_mm_proj": True,
+    "use_pos_skipping": False,
+    "vision_tower_pretrained": None,
+}
+
+
+def read_config(folder: Path, base: BimbaConfig | None = None) -> BimbaConfig:
+    """The configuration of a folder in the original's layout.
+
+    Args:
+        folder: a full checkpoint, or an adapter.
+        base: the full checkpoint that an adapter belongs to; it says what the adapter's ``config.json`` does not.
+
+    Raises:
+        BimbaError: no or another kind of ``config.json``, or an adapter of other sizes than its base.
+    """
+    config = _read_original_config(folder)
+    if base is not None:
+        of_base: dict[str, Any] = base.original_config or {}
+        different = [
+            f"{key} {config[key]} (base: {of_base.get(key)})" for key in _SIZES if config.get(key) != of_base.get(key)
+        ]
+        if different:
+            raise BimbaError(
+                f"The adapter {folder} is for a model of another size than this base: {', '.join(different)}. Give the "
+                "base that its adapter_config.json names."
+            )
+        config = {**of_base, **config}
+    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta", 1e4), **(config.get("rope_scaling") or {})}
+    return BimbaConfig(
+        vision_config=_vision_config(folder) if base is None else base.vision_config,
+        text_config={**{key: config[key] for key in _TEXT_KEYS if key in config}, "rope_parameters": rope},
+        compressor=dict(COMPRESSOR) if config.get("compressor_type") else None,
+        temporal_pooling=config.get("temporal_pooling") or 1,
+        newline_position=config.get("mm_newline_position", "grid"),
+        num_frames=NUM_FRAMES,
+        original_config=config,
+        dtype=config.get("torch_dtype"),
+    )
+
+
+def _read_original_config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != MODEL_TYPE:
+        raise BimbaError(
+            f"The checkpoint {folder} is of model type {config.get('model_type')!r}; expected 'bimba' (ours) or "
+            f"{MODEL_TYPE!r} (LLaVA-Video and BIMBA over Qwen2)."
+        )
+    for key, accepted in _REQUIRED.items():
+        if config.get(key, accepted[0]) not in accepted:
+            raise BimbaError(
+                f"{folder / 'config.json'} has {key}={config[key]!r}, with which the original computes something that "
+                f"this package does not; expected {' or '.join(map(repr, accepted))}."
+            )
+    return config
+
+
+def _vision_config(folder: Path) -> dict[str, Any] | None:
+    if not (folder / VISION_FILE).exists():
+        return None  # BimbaConfig's default is the original's tower
+    sizes = {key: value for key, value in read_json(folder / VISION_FILE).items() if key != "note"}
+    return {**sizes, "num_hidden_layers": sizes["num_hidden_layers"] - 1}
+
+
+def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
+    """Writes ``config.json`` (and the tower's sizes, if they are not the original's) for the original to read.
+
+    Raises:
+        BimbaError: the original has no such compressor.
+    """
+    compressor = complete(config.compressor) if config.compressor else None
+    if compressor is not None:
+        compressor["scan_backend"] = "auto"  # where the scan runs is not part of the function
+    if compressor not in (None, complete({"name": "pool"}), complete(COMPRESSOR)):
+        raise BimbaError(
+            f"The compressor is {config.compressor}; the original has one with the options {complete(COMPRESSOR)}, or "
+            "none. Keep this checkpoint in our format."
+        )
+    text = config.text_config
+    written = {**_DEFAULTS, **(config.original_config or {})}
+    written |= {key: getattr(text, key) for key in _TEXT_KEYS if key in written or getattr(text, key, None) is not None}
+    written |= {
+        "rope_theta": text.rope_parameters["rope_theta"],
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_newline_position": config.newline_position,
+        "torch_dtype": dtype,
+    }
+    written.setdefault("tokenizer_model_max_length", text.max_position_embeddings)
+    written.setdefault("image_aspect_ratio", f"anyres_max_{config.image_max_tiles}")
+    written.setdefault("image_grid_pinpoints", config.image_grid_pinpoints)
+    if config.temporal_pooling != 1 or "temporal_pooling" in written:
+        written["temporal_pooling"] = config.temporal_pooling
+    written.pop("compressor_type", None)
+    if compressor is not None and compressor["name"] == COMPRESSOR["name"]:
+        written["compressor_type"] = "bimba"
+    _write_json(folder / "config.json", written)
+
+    vision = config.vision_config
+    if vision.to_dict() != BimbaConfig().vision_config.to_dict():
+        keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
+                "patch_size", "image_size", "hidden_act", "layer_norm_eps")  # fmt: skip
+        sizes = {key: getattr(vision, key) for key in keys}
+        _write_json(folder / VISION_FILE, {**sizes, "num_hidden_layers": vision.num_hidden_layers + 1}, sort=False)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's Qwen2 tokenizer as it is, without our placeholders.
+
+    Raises:
+        BimbaError: no tokenizer there.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise BimbaError(f"The tokenizer in {folder} cannot be loaded ({error}). {FETCH_AGAIN}") from error
+    return tokenizer
+
+
+def build_processor(config: BimbaConfig, tokenizer: PreTrainedTokenizerBase) -> BimbaProcessor:
+    """A processor that makes the original's pixels; its tokenizer and ``config`` get the placeholder tokens.
+
+    The placeholders come behind all tokens of the original. They may have no row in the embedding: none is ever read.
+    """
+    placeholders = [BimbaProcessor.video_token, BimbaProcessor.image_token]
+    tokenizer.add_special_tokens({"additional_special_tokens": placeholders}, replace_extra_special_tokens=False)
+    config.video_token_id, config.image_token_id = map(tokenizer.get_vocab().__getitem__, placeholders)
+    side = config.vision_config.image_size
+    return BimbaProcessor(
+        SiglipImageProcessorPil(size={"height": side, "width": side}),
+        tokenizer,
+        patch_grid=config.patch_grid,
+        temporal_pooling=config.temporal_pooling,
+        newline_position=config.newline_position,
+        num_frames=config.num_frames,
+    )
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer without our placeholders, in the files of Qwen2's slow tokenizer, as the original reads."""
+    ours = (BimbaProcessor.video_token, BimbaProcessor.image_token)
+    added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if str(token) not in ours}
+    model = tokenizer.backend_tokenizer.model
+    if not isinstance(model, BPE):
+        raise BimbaError(
+            f"The tokenizer is a {type(model).__name__}; the original reads Qwen2's byte-pair encoding only."
+        )
+    model.save(str(folder))  # vocab.json, merges.txt
+    extra = [str(token) for token in added.values() if str(token) != tokenizer.pad_token]
+    flags = ("lstrip", "normalized", "rstrip", "single_word")
+
+    def described(token: Any, *, special: bool) -> dict[str, Any]:
+        entry = {"content": str(token), **{flag: getattr(token, flag) for flag in flags}}
+        return {**entry, "special": token.special} if special else entry
+
+    by_text = {str(token): token for token in added.values()}
+    _write_json(folder / "added_tokens.json", dict(sorted((str(token), index) for index, token in added.items())))
+    _write_json(
+        folder / "special_tokens_map.json",
+        {
+            "additional_special_tokens": extra,
+            **{
+                name: described(by_text[text], special=False)
+                for name, text in (("eos_token", tokenizer.eos_token), ("pad_token", tokenizer.pad_token))
+                if text in by_text
+            },
+        },
+        sort=False,
+    )
+    settings = {
+        "add_prefix_space": False,
+        "added_tokens_decoder": {str(index): described(token, special=True) for index, token in sorted(added.items())},
+        "additional_special_tokens": extra,
+        "bos_token": None,
+        "chat_template": tokenizer.chat_template,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.eos_token,
+        "errors": "replace",
+        "model_max_length": tokenizer.model_max_length,
+        "pad_token": tokenizer.pad_token,
+        "padding_side": tokenizer.padding_side,
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    _write_json(
+        folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None or k != "chat_template"}
+    )
+
+
+def tiles_of(config: dict[str, Any]) -> int:
+    """N of ``image_aspect_ratio: anyres_max_N``.
+
+    Raises:
+        BimbaError: images are cut in another way.
+    """
+    ratio = config.get("image_aspect_ratio", "anyres_max_9")
+    match = re.fullmatch(r"anyres_max_(\d+)", str(ratio))
+    if match is None:
+        raise BimbaError(f"config.json has image_aspect_ratio={ratio!r}; expected anyres_max_N, such as anyres_max_9.")
+    return int(match[1])
+
+
+def _write_json(path: Path, content: dict[str, Any], *, sort: bool = True) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=sort, ensure_ascii=False) + "\n", encoding="utf-8")

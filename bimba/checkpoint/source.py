@@ -1,0 +1,267 @@
+"""A checkpoint as it lies on disk, whatever its layout: configuration, tensors still in their files, processor.
+
+======================  =====================================================================================
+layout                  recognised by
+======================  =====================================================================================
+ours                    ``config.json`` with model type ``bimba``
+the original, full      ``config.json`` with model type ``llava_qwen``, ``model.safetensors`` or shards
+the original, adapter   ``adapter_config.json``, ``adapter_model.bin`` or ``.safetensors``, and
+                        ``non_lora_trainables.bin``; needs its base, which is one of the two above
+======================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import GenerationConfig
+
+from bimba.checkpoint import lora, original
+from bimba.checkpoint.keymap import PEFT_PREFIX, is_ignored, to_ours
+from bimba.checkpoint.tensors import FETCH_AGAIN, FirstRows, Stored, TensorFiles, has_model, listing, read_json
+from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.config import BimbaConfig
+from bimba.model.processor import BimbaProcessor
+from bimba.types import BimbaError
+
+log = logging.getLogger(__name__)
+
+SHIPPED = {"bimba-tiny": "bimba_tiny"}
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_OTHER_TRAINED = "non_lora_trainables.bin"
+_VOCABULARY = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+
+
+@dataclass
+class Source:
+    """An open checkpoint.
+
+    Attributes:
+        folder: where it lies.
+        config: what to build.
+        tensors: by our names; read with ``tensors[name][...]``.
+        processor: its processor.
+        generation_config: its defaults for ``generate``.
+        adapter: a LoRA adapter that is to stay live; already merged ones are part of ``tensors``.
+        files: what is open.
+    """
+
+    folder: Path
+    config: BimbaConfig
+    tensors: dict[str, Stored]
+    processor: BimbaProcessor
+    generation_config: GenerationConfig | None
+    adapter: lora.Adapter | None = None
+    files: TensorFiles = field(default_factory=TensorFiles)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.close()
+
+    def check(self, fresh: str | None = None) -> None:
+        """Compares the tensors with what the configuration asks for, before any is read.
+
+        Args:
+            fresh: prefix of tensors that may be absent, as they are to be initialised.
+
+        Raises:
+            BimbaError: tensors are missing, unexpected, or of another size.
+        """
+        expected = expected_shapes(self.config)
+        tied = {_VOCABULARY[1]} if self.config.text_config.tie_word_embeddings else set()
+        optional = tied | {name for name in expected if fresh is not None and name.startswith(fresh)}
+        wrong = {
+            "missing": sorted(expected.keys() - self.tensors.keys() - optional),
+            "unexpected": sorted(self.tensors.keys() - expected.keys()),
+            "of another size": [
+                f"{name} {stored.shape} (expected {expected[name]})"
+                for name, stored in sorted(self.tensors.items())
+                if name in expected and stored.shape != expected[name]
+            ],
+        }
+        if any(wrong.values()):
+            details = "; ".join(f"{kind}: {listing(names)}" for kind, names in wrong.items() if names)
+            raise BimbaError(f"The weights in {self.folder} do not fit its config.json ({details}). {FETCH_AGAIN}")
+
+
+def expected_shapes(config: BimbaConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model; nothing is allocated."""
+    with torch.device("meta"):
+        model = BimbaForConditionalGeneration(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def open_checkpoint(
+    path_or_name: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None, merge: bool = True
+) -> Source:
+    """Opens a checkpoint of any layout.
+
+    Args:
+        path_or_name: a folder, a shipped checkpoint ("bimba-tiny"), or a model on the Hugging Face hub ("org/name").
+        base: where the base of an adapter lies; None: where its ``adapter_config.json`` says.
+        merge: fold an adapter into the weights, or hand it over apart.
+
+    Raises:
+        BimbaError: no such checkpoint, or one that cannot be read.
+    """
+    folder = checkpoint_folder(path_or_name)
+    if (folder / lora.CONFIG).exists():
+        return _open_adapter(folder, base, merge)
+    if base is not None:
+        raise BimbaError(
+            f"The checkpoint {folder} is no adapter (it has no {lora.CONFIG}), so it takes no base={base}."
+        )
+    model_type = read_json(folder / "config.json").get("model_type")
+    return _open_ours(folder) if model_type == BimbaConfig.model_type else _open_original(folder)
+
+
+def checkpoint_folder(path_or_name: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint that is named by path, by the name of one that ships in the package, or on the hub.
+
+    Raises:
+        BimbaError: there is no such folder, or it holds no checkpoint.
+    """
+    name = os.fspath(path_or_name)
+    folder = Path(str(files("bimba"))) / "assets" / SHIPPED[name] if name in SHIPPED else Path(name)
+    if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        folder = _from_hub(name)
+    if not folder.is_dir():
+        raise BimbaError(
+            f"There is no checkpoint folder {folder}; give the `checkpoint` folder of a training run, a downloaded "
+            f"checkpoint, or a shipped one: {', '.join(SHIPPED)}."
+        )
+    if not (folder / "config.json").exists() and not (folder / lora.CONFIG).exists():
+        held = listing(sorted(path.name for path in folder.iterdir()), 5) or "nothing"
+        raise BimbaError(
+            f"The folder {folder} is not a checkpoint: it has no config.json (it holds: {held}). "
+            "Give the folder that save_pretrained wrote, such as outputs/<run>/checkpoint."
+        )
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BimbaError(
+            f"There is no checkpoint folder {name}, and as a model of the Hugging Face hub it cannot be had: {reason} "
+            "Give a local folder."
+        ) from error
+
+
+def _open_ours(folder: Path) -> Source:
+    config = BimbaConfig.from_pretrained(folder)
+    open_files = TensorFiles()
+    tensors = open_files.model(folder)
+    try:
+        processor = BimbaProcessor.from_pretrained(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BimbaError(f"The processor of {folder} cannot be loaded: {error} {FETCH_AGAIN}") from error
+    return Source(folder, config, tensors, processor, _generation_config(folder), files=open_files)
+
+
+def _open_original(folder: Path) -> Source:
+    config = original.read_config(folder)
+    open_files = TensorFiles()
+    tensors = _renamed(folder, open_files.model(folder))
+    processor = original.build_processor(config, original.read_tokenizer(folder))
+    return Source(folder, config, tensors, processor, _generation_config(folder), files=open_files)
+
+
+def _open_adapter(folder: Path, base: str | os.PathLike[str] | None, merge: bool) -> Source:
+    settings = lora.read_settings(folder)
+    if has_model(folder):
+        raise BimbaError(f"The folder {folder} holds an adapter and a whole model; move one of them elsewhere.")
+    source = _open_base(folder, settings, base)
+    placeholders = source.config.video_token_id, source.config.image_token_id
+    if (folder / "config.json").exists():
+        source.config = original.read_config(folder, source.config)
+        source.config.video_token_id, source.config.image_token_id = placeholders
+        source.processor.temporal_pooling = source.config.temporal_pooling
+        source.processor.newline_position = source.config.newline_position
+    open_files = source.files
+    source.tensors |= _renamed(folder, _without_peft(open_files.binary(folder / _OTHER_TRAINED)))
+    if any(name.startswith("compressor.") for name in source.tensors):
+        source.config.compressor = dict(original.COMPRESSOR)  # an older adapter's config.json may not say so
+
+    # The original cuts the padded vocabulary to the tokenizer's, behind which our placeholders stand.
+    rows = min(placeholders[0], source.config.text_config.vocab_size)
+    source.config.text_config.vocab_size = rows
+    for name in _VOCABULARY:
+        if name in source.tensors and source.tensors[name].shape[0] > rows:
+            source.tensors[name] = FirstRows(source.tensors[name], rows)
+
+    path = next((folder / name for name in _ADAPTER_FILES if (folder / name).exists()), folder / _ADAPTER_FILES[0])
+    stored = open_files.binary(path) if path.suffix == ".bin" else open_files.safetensors(path)
+    adapter = lora.Adapter(settings, lora.pair_factors(folder, _renamed(folder, _without_peft(stored))))
+    merged = adapter.merge(source.tensors)  # also checks that the adapter fits, so it comes first
+    if merge:
+        source.tensors = merged
+    else:
+        source.adapter = adapter
+    source.folder = folder
+    return source
+
+
+def _open_base(folder: Path, settings: dict[str, Any], base: str | os.PathLike[str] | None) -> Source:
+    """The full checkpoint that an adapter belongs to."""
+    named = settings.get("base_model_name_or_path")
+    where = named if base is None else base
+    if not where:
+        raise BimbaError(
+            f"{folder / lora.CONFIG} names no base; give the full checkpoint it was trained on with base=<folder>."
+        )
+    try:
+        source = open_checkpoint(where)
+    except BimbaError as error:
+        raise BimbaError(
+            f"{folder} is an adapter and needs its base, {named}. {error} Pass a local copy of it with base=<folder> "
+            "(on the command line: --base <folder>)."
+        ) from error
+    if source.config.original_config is None:
+        raise BimbaError(
+            f"The base {source.folder} is a checkpoint in our format; the adapter {folder} needs the one in the "
+            f"original's layout that it was trained on, {named}."
+        )
+    return source
+
+
+def _renamed(folder: Path, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Tensors by our names instead of the original's; what is left out on purpose is logged once.
+
+    Raises:
+        BimbaError: the original has no such tensors.
+    """
+    ignored = sorted(filter(is_ignored, tensors))
+    if ignored:
+        log.info("Of %s, these tensors are no weights and are left out: %s", folder, ", ".join(ignored))
+    names = {name: to_ours(name) for name in tensors if not is_ignored(name)}
+    if unknown := sorted(name for name, ours in names.items() if ours is None):
+        raise BimbaError(
+            f"The weights in {folder} are of another model; unexpected: {listing(unknown)}. Expected the tensors of "
+            "LLaVA-Video over Qwen2 with SigLIP, with or without BIMBA's compressor."
+        )
+    return {ours: tensors[name] for name, ours in names.items() if ours is not None}
+
+
+def _without_peft(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    return {name.removeprefix(PEFT_PREFIX): stored for name, stored in tensors.items()}
+
+
+def _generation_config(folder: Path) -> GenerationConfig | None:
+    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
