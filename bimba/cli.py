@@ -1,4 +1,4 @@
-"""The console script ``bimba``: ``ask`` a video something, ``doctor`` says what this machine can run.
+"""The console script ``bimba``: ``ask`` a video something, ``convert`` a checkpoint, ``doctor`` examines this machine.
 
 Nothing heavy is imported until a command needs it, so that ``bimba --help`` is immediate.
 """
@@ -38,10 +38,23 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--json", action="store_true", help="print one JSON list, one object per question")
     ask.set_defaults(run=run_ask)
 
+    convert = commands.add_parser(
+        "convert",
+        help="write a checkpoint in another layout",
+        description="Writes a checkpoint (ours, LLaVA-Video's, or a BIMBA adapter) in our layout or the original's.",
+        epilog="example: bimba convert BIMBA-LLaVA-Qwen2-7B bimba-7b --base LLaVA-Video-7B-Qwen2",
+    )
+    convert.add_argument("source", metavar="SRC", help="checkpoint folder or name")
+    convert.add_argument("destination", metavar="DST", help="folder to write; must not exist yet")
+    convert.add_argument("--to", choices=("bimba", "original"), default="bimba", help="layout (default: %(default)s)")
+    convert.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
+    convert.add_argument("--temporal-pooling", type=int, metavar="N", help="override the checkpoint's")
+    convert.set_defaults(run=run_convert)
+
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run_doctor)
-    for command in (ask, doctor):  # also after the command; SUPPRESS keeps it from undoing the one before
+    for command in (ask, convert, doctor):  # also after the command; SUPPRESS keeps it from undoing the one before
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
@@ -86,6 +99,27 @@ def _print_answer(answer: dict[str, Any], options: list[str] | None) -> None:
     chosen = options[list(answer["probabilities"]).index(answer["answer"])]
     shares = "  ".join(f"{letter} {100 * p:.0f} %" for letter, p in answer["probabilities"].items())
     print(f"{answer['answer']}: {chosen}   ({shares})", flush=True)
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    _hush_libraries()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from bimba.checkpoint import convert
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        shards = progress.add_task("Writing shards", total=None)
+        convert(
+            arguments.source,
+            arguments.destination,
+            to=arguments.to,
+            base=arguments.base,
+            temporal_pooling=arguments.temporal_pooling,
+            on_shard=lambda done, total: progress.update(shards, completed=done, total=total),
+        )
+    print(f"The checkpoint is in {arguments.destination}.")
+    return 0
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:

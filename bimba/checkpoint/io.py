@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +12,12 @@ from typing import Any
 import torch
 from transformers.utils import logging as logging_utils
 
+from bimba.checkpoint.folder import whole_folder
 from bimba.checkpoint.lora import merged_state_dict
 from bimba.checkpoint.source import Source, open_checkpoint
 from bimba.model.bimba import BimbaForConditionalGeneration
-from bimba.model.compressor import build_compressor, complete
+from bimba.model.compressor import build_compressor, what_it_computes
 from bimba.model.processor import BimbaProcessor
-from bimba.types import BimbaError
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +51,16 @@ def load_pretrained(
         BimbaError: no such checkpoint, or weights that are missing, unexpected, unreadable or of another size.
     """
     with open_checkpoint(path_or_name, base=base, merge=merge) as source:
-        config = source.config
         if temporal_pooling is not None:
-            if temporal_pooling < 1:
-                raise BimbaError(f"temporal_pooling is {temporal_pooling}; expected 1 or more frames.")
-            config.temporal_pooling = source.processor.temporal_pooling = temporal_pooling
+            source.set_temporal_pooling(temporal_pooling)
         fresh = None if compressor is _KEEP else _set_compressor(source, compressor)
         source.check(fresh)
         with _quiet_transformers():  # check has said what is missing, and more strictly
             model: BimbaForConditionalGeneration = BimbaForConditionalGeneration.from_pretrained(
                 None,
-                config=config,
+                config=source.config,
                 state_dict=source.tensors,
-                dtype=dtype or stored_dtype(source),
+                dtype=dtype or source.dtype,
                 device_map=None if device is None else device,
             )
         if source.generation_config is not None:
@@ -76,33 +70,11 @@ def load_pretrained(
     return model.eval(), source.processor
 
 
-def stored_dtype(source: Source) -> torch.dtype:
-    """The type most weights of a checkpoint are stored in: that of its largest tensor."""
-    largest = max(source.tensors.values(), key=lambda stored: math.prod(stored.shape))
-    return largest[...].dtype
-
-
-def _replace(folder: Path, partial: Path) -> None:
-    """Puts ``partial`` in place of ``folder``, which may exist."""
-    if not folder.exists():
-        os.replace(partial, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.replace(folder, old / folder.name)
-    try:
-        os.replace(partial, folder)
-    except BaseException:
-        os.replace(old / folder.name, folder)
-        raise
-    finally:
-        shutil.rmtree(old)
-
-
 def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | None:
     """Asks for another compressor. Returns the prefix of its weights if they start fresh, None if they are kept."""
     wanted = None if wanted is None else dict(wanted)
     build = wanted is not None and build_compressor(wanted, hidden_size=8)  # says early what is wrong with it
-    keep = _weights_meaning(wanted) == _weights_meaning(source.config.compressor)
+    keep = what_it_computes(wanted) == what_it_computes(source.config.compressor)
     source.config.compressor = wanted
     if keep:
         return None
@@ -112,11 +84,6 @@ def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | N
     return _COMPRESSOR
 
 
-def _weights_meaning(compressor: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options that say what a compressor's weights compute: all but where the scan runs."""
-    return {k: value for k, value in complete(compressor).items() if k != "scan_backend"} if compressor else {}
-
-
 def save_pretrained(
     model: BimbaForConditionalGeneration, processor: BimbaProcessor, folder: str | os.PathLike[str]
 ) -> None:
@@ -124,19 +91,9 @@ def save_pretrained(
 
     Live LoRA adapters are merged into the weights that are written; ``model`` itself keeps them.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(Path(folder)) as partial:
         model.save_pretrained(partial, state_dict=merged_state_dict(model))
         processor.save_pretrained(partial)
-        partial.chmod(0o755)  # temporary folders and safetensors' files are private; a checkpoint is not
-        for file in partial.iterdir():
-            file.chmod(0o644)
-        _replace(folder, partial)
-    except BaseException:  # an interrupted save leaves nothing half-written behind
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 @contextmanager

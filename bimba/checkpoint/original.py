@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, SiglipImageProcessorPil
 
 from bimba.checkpoint.tensors import FETCH_AGAIN, read_json
-from bimba.model.compressor import complete
+from bimba.model.compressor import what_it_computes
 from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
@@ -140,30 +140,28 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
     Raises:
         BimbaError: the original has no such compressor.
     """
-    compressor = complete(config.compressor) if config.compressor else None
-    if compressor is not None:
-        compressor["scan_backend"] = "auto"  # where the scan runs is not part of the function
-    if compressor not in (None, complete({"name": "pool"}), complete(COMPRESSOR)):
+    compressor, theirs = what_it_computes(config.compressor), what_it_computes(COMPRESSOR)
+    if compressor not in ({}, what_it_computes({"name": "pool"}), theirs):
         raise BimbaError(
-            f"The compressor is {config.compressor}; the original has one with the options {complete(COMPRESSOR)}, or "
-            "none. Keep this checkpoint in our format."
+            f"The compressor is {config.compressor}; the original has one with the options {theirs}, or none. "
+            "Keep this checkpoint in our format."
         )
     text = config.text_config
-    written = {**_DEFAULTS, **(config.original_config or {})}
-    written |= {key: getattr(text, key) for key in _TEXT_KEYS if key in written or getattr(text, key, None) is not None}
+    sizes = {key: getattr(text, key) for key in _TEXT_KEYS if getattr(text, key, None) is not None}
+    written = {**_DEFAULTS, **sizes, **(config.original_config or {})}
     written |= {
+        "vocab_size": text.vocab_size,
         "rope_theta": text.rope_parameters["rope_theta"],
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_newline_position": config.newline_position,
         "torch_dtype": dtype,
     }
     written.setdefault("tokenizer_model_max_length", text.max_position_embeddings)
-    written.setdefault("image_aspect_ratio", f"anyres_max_{config.image_max_tiles}")
-    written.setdefault("image_grid_pinpoints", config.image_grid_pinpoints)
+    written.setdefault("image_aspect_ratio", "anyres_max_9")
     if config.temporal_pooling != 1 or "temporal_pooling" in written:
         written["temporal_pooling"] = config.temporal_pooling
     written.pop("compressor_type", None)
-    if compressor is not None and compressor["name"] == COMPRESSOR["name"]:
+    if compressor == theirs:
         written["compressor_type"] = "bimba"
     _write_json(folder / "config.json", written)
 
@@ -171,8 +169,8 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
     if vision.to_dict() != BimbaConfig().vision_config.to_dict():
         keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
                 "patch_size", "image_size", "hidden_act", "layer_norm_eps")  # fmt: skip
-        sizes = {key: getattr(vision, key) for key in keys}
-        _write_json(folder / VISION_FILE, {**sizes, "num_hidden_layers": vision.num_hidden_layers + 1}, sort=False)
+        tower = {key: getattr(vision, key) for key in keys}
+        _write_json(folder / VISION_FILE, {**tower, "num_hidden_layers": vision.num_hidden_layers + 1}, sort=False)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

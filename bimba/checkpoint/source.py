@@ -13,6 +13,7 @@ the original, adapter   ``adapter_config.json``, ``adapter_model.bin`` or ``.saf
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,21 @@ class Source:
 
     def __exit__(self, *_: object) -> None:
         self.files.close()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type most weights are stored in: that of the largest tensor."""
+        return max(self.tensors.values(), key=lambda stored: math.prod(stored.shape))[...].dtype
+
+    def set_temporal_pooling(self, temporal_pooling: int) -> None:
+        """Overrides what the checkpoint says.
+
+        Raises:
+            BimbaError: less than one frame.
+        """
+        if temporal_pooling < 1:
+            raise BimbaError(f"temporal_pooling is {temporal_pooling}; expected 1 or more frames.")
+        self.config.temporal_pooling = self.processor.temporal_pooling = temporal_pooling
 
     def check(self, fresh: str | None = None) -> None:
         """Compares the tensors with what the configuration asks for, before any is read.

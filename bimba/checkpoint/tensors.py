@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,11 +231,3 @@ def _data_bytes(path: Path, header_bytes: int) -> int:
             return max((int(e["data_offsets"][1]) for name, e in header.items() if name != "__metadata__"), default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return 0
-
-
-def shards_of(tensors: dict[str, Stored]) -> Iterator[dict[str, Stored]]:
-    """The tensors, grouped by the file they are in."""
-    groups: dict[str, dict[str, Stored]] = {}
-    for name, stored in tensors.items():
-        groups.setdefault(stored.file, {})[name] = stored
-    yield from groups.values()

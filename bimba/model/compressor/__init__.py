@@ -17,7 +17,7 @@ from bimba.model.compressor.mamba import MambaCompressor
 from bimba.model.compressor.pool import PoolCompressor
 from bimba.types import BimbaError
 
-__all__ = ["MambaCompressor", "PoolCompressor", "build_compressor", "complete"]
+__all__ = ["MambaCompressor", "PoolCompressor", "build_compressor", "complete", "what_it_computes"]
 
 
 def build_compressor(config: Mapping[str, Any] | None, hidden_size: int) -> nn.Module | None:
@@ -47,6 +47,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
             f"compressor {name!r} has no option {', '.join(unknown)}; its options are: {', '.join(defaults) or 'none'}."
         )
     return {"name": name, **defaults, **options}
+
+
+def what_it_computes(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options that give a compressor's weights their meaning: all but where the scan runs; none for None."""
+    return {} if config is None else {key: value for key, value in complete(config).items() if key != "scan_backend"}
 
 
 def _class(name: Any) -> type[nn.Module]:
