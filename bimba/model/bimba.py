@@ -181,9 +181,15 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, expanded
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # the videos are ours
-        self, input_ids: torch.LongTensor, pixel_values_videos: PixelValues | None = None, **kwargs: Any
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values_videos: PixelValues | None = None,
+        inputs_embeds: Tensor | None = None,  # by name, or transformers refuses generate(inputs_embeds=...)
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
         # Once the cache holds the video, only new tokens pass the model.
         if kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):
             inputs["pixel_values_videos"] = pixel_values_videos

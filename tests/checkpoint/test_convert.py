@@ -1,0 +1,106 @@
+"""``bimba convert``: both ways, to the bit, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from originals import ADAPTER, BASE, FULL, copy_of, shard
+from safetensors.torch import load_file
+
+from bimba.checkpoint import convert, load_pretrained
+from bimba.checkpoint.tensors import INDEX
+from bimba.cli import main
+from bimba.types import BimbaError
+
+
+def test_there_and_back_is_bit_identical(tmp_path):
+    convert(FULL, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    for name in ("model.safetensors", "config.json", "vocab.json", "merges.txt", "added_tokens.json",
+                 "tokenizer_config.json", "special_tokens_map.json"):  # fmt: skip
+        assert (tmp_path / "back" / name).read_bytes() == (FULL / name).read_bytes(), name
+    tower = json.loads((FULL / "tiny_vision_config.json").read_text())
+    assert json.loads((tmp_path / "back/tiny_vision_config.json").read_text()) == {
+        k: tower[k] for k in tower if k != "note"
+    }
+
+
+def test_shards_stay_as_they_are(tmp_path):
+    source = copy_of(FULL, tmp_path / "source")
+    shards = shard(source)
+    convert(source, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    for part in shards:
+        assert (tmp_path / "back" / part.name).read_bytes() == part.read_bytes()
+    assert (tmp_path / "back" / INDEX).read_bytes() == (source / INDEX).read_bytes()
+
+
+def test_ours_is_what_load_pretrained_would_have_given(tmp_path):
+    convert(ADAPTER, tmp_path / "ours", base=BASE, temporal_pooling=2)
+    expected, _ = load_pretrained(ADAPTER, base=BASE)
+    model, processor = load_pretrained(tmp_path / "ours")
+    assert model.config.temporal_pooling == processor.temporal_pooling == 2
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert model.generation_config.eos_token_id == expected.generation_config.eos_token_id == 402
+
+
+def test_a_merged_adapter_as_a_full_original_checkpoint(tmp_path):
+    convert(ADAPTER, tmp_path / "full", base=BASE, to="original")
+    config = json.loads((tmp_path / "full/config.json").read_text())
+    assert (config["compressor_type"], config["vocab_size"], config["torch_dtype"]) == ("bimba", 403, "float32")
+    expected = load_pretrained(ADAPTER, base=BASE)[0].state_dict()
+    loaded = load_pretrained(tmp_path / "full")[0].state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
+
+
+def test_a_model_that_never_was_the_originals(tmp_path):
+    convert("bimba-tiny", tmp_path / "original", to="original")
+    expected, shipped = load_pretrained("bimba-tiny")
+    model, processor = load_pretrained(tmp_path / "original")
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
+    text = "<|im_start|>user\nWhich digit, 42?<|im_end|>"
+    assert processor.tokenizer.encode(text) == shipped.tokenizer.encode(text)
+    assert "lm_head.weight" not in load_file(tmp_path / "original/model.safetensors")  # tied to the embedding
+
+
+def test_the_originals_layout_knows_one_compressor(tmp_path):
+    convert(FULL, tmp_path / "ours")
+    config = json.loads((tmp_path / "ours/config.json").read_text())
+    config["compressor"] = {"name": "mamba", "bidirectional": False}
+    (tmp_path / "ours/config.json").write_text(json.dumps(config))
+    weights = load_file(tmp_path / "ours/model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({k: v for k, v in weights.items() if "_b." not in k and "_b_log" not in k and "D_b" not in k},
+              tmp_path / "ours/model.safetensors")  # fmt: skip
+    with pytest.raises(BimbaError, match="the original has one with the options .*bidirectional': True"):
+        convert(tmp_path / "ours", tmp_path / "back", to="original")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
+
+
+def test_nothing_is_left_of_a_failed_conversion(tmp_path):
+    source = copy_of(FULL, tmp_path / "source")
+    shard(source)[2].unlink()
+    with pytest.raises(BimbaError, match="is missing"):
+        convert(source, tmp_path / "to/ours")
+    assert not (tmp_path / "to").exists() or not any((tmp_path / "to").iterdir())
+
+
+def test_an_occupied_destination_is_left_alone(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/thesis.txt").write_text("years of work")
+    with pytest.raises(BimbaError, match="exists already"):
+        convert(FULL, tmp_path / "there")
+    assert (tmp_path / "there/thesis.txt").read_text() == "years of work"
+
+
+def test_the_command(tmp_path, capsys):
+    folder = tmp_path / "ours"
+    assert main(["convert", str(ADAPTER), str(folder), "--base", str(BASE)]) == 0
+    assert "ours" in capsys.readouterr().out and (folder / "model.safetensors").exists()
+    assert main(["convert", str(ADAPTER), str(tmp_path / "other")]) == 2
+    assert "needs its base" in capsys.readouterr().err
+    assert Path(folder / "config.json").stat().st_mode & 0o044

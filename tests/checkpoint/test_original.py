@@ -1,0 +1,206 @@
+"""Folders in the original's layout: what is read from them, and that nothing is read that should not be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from originals import ADAPTER, BASE, FULL, copy_of, edit_json, shard
+from safetensors.torch import load_file, save_file
+
+from bimba.checkpoint import load_pretrained
+from bimba.checkpoint.keymap import KEYMAP, to_original, to_ours
+from bimba.checkpoint.tensors import INDEX
+from bimba.types import BimbaError
+
+
+@pytest.fixture
+def full(tmp_path):
+    return copy_of(FULL, tmp_path)
+
+
+def state(folder, **options):
+    return load_pretrained(folder, **options)[0].state_dict()
+
+
+def test_every_tensor_arrives_under_our_name():
+    stored = load_file(FULL / "model.safetensors")
+    loaded = state(FULL)
+    assert len(loaded) == len(stored)
+    assert all(torch.equal(loaded[to_ours(name)], tensor) for name, tensor in stored.items())
+
+
+def test_the_key_map_reads_the_same_in_both_directions():
+    for name in load_file(FULL / "model.safetensors"):
+        assert to_original(to_ours(name)) == name
+    for side in zip(*KEYMAP):
+        assert not [a for a in side for b in side if a != b and b.startswith(a)]
+    assert to_ours("model.layer.0") is None and to_original("lm_head.weight") is None
+
+
+def test_what_the_folder_says_is_taken_and_can_be_overridden(full):
+    edit_json(full / "config.json", lambda c: c.update(temporal_pooling=2, mm_newline_position="frame", rope_theta=5e5))
+    model, processor = load_pretrained(full)
+    assert (model.config.temporal_pooling, processor.temporal_pooling) == (2, 2)
+    assert (model.config.newline_position, processor.newline_position) == ("frame", "frame")
+    assert model.config.text_config.rope_parameters["rope_theta"] == 5e5
+    assert (model.config.compressor, model.config.num_frames) == ({"name": "mamba"}, 64)
+    assert load_pretrained(full, temporal_pooling=1)[0].config.temporal_pooling == 1
+
+
+def test_placeholders_come_behind_the_originals_tokens():
+    model, processor = load_pretrained(FULL)
+    assert (model.config.video_token_id, model.config.image_token_id) == (403, 404)
+    assert processor.video_token_id == 403
+    assert processor.tokenizer.encode("<|im_end|>") == [402]
+
+
+def test_shards_are_read(full):
+    expected = state(FULL)
+    shard(full)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state(full).items())
+
+
+def test_dtype_is_the_stored_one_or_the_one_asked_for():
+    assert load_pretrained(FULL)[0].dtype == torch.float32
+    assert load_pretrained(FULL, dtype=torch.bfloat16)[0].language_model.dtype == torch.bfloat16
+
+
+def test_device_auto_spreads_the_model():
+    assert load_pretrained(FULL, device="auto")[0].device == torch.device("cpu")
+
+
+def test_what_is_no_weight_is_left_out_and_listed_once(full, caplog):
+    weights = load_file(full / "model.safetensors")
+    extra = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+        "model.vision_tower.vision_tower.vision_model.head.probe": torch.ones(1, 1, 48),
+    }
+    save_file({**weights, **extra}, full / "model.safetensors", {"format": "pt"})
+    with caplog.at_level(logging.INFO, logger="bimba"):
+        load_pretrained(full)
+    messages = [record.message for record in caplog.records if "left out" in record.message]
+    assert len(messages) == 1 and all(name in messages[0] for name in extra)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model.layers.7.extra.weight": torch.ones(2)}, "unexpected: language_model.model.layers.7.extra.weight"),
+        ({"model.gadget.weight": torch.ones(2)}, "another model; unexpected: model.gadget.weight"),
+        ({"model.norm.weight": None}, "missing: language_model.model.norm.weight"),
+        ({"model.compressor.layers.0.mixer.D": None}, "missing: compressor.layers.0.mixer.D"),
+        ({"model.image_newline": torch.ones(63)}, r"of another size: image_newline \(63,\) \(expected \(64,\)\)"),
+    ],
+)
+def test_loads_are_strict(full, change, words):
+    weights = {**load_file(full / "model.safetensors"), **change}
+    save_file({k: v for k, v in weights.items() if v is not None}, full / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BimbaError, match=words):
+        load_pretrained(full)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "llava_llama"}, "model type 'llava_llama'; expected 'bimba' .ours. or 'llava_qwen'"),
+        ({"mm_projector_type": "linear"}, "mm_projector_type='linear'.*expected 'mlp2x_gelu'"),
+        ({"mm_spatial_pool_mode": "max"}, "mm_spatial_pool_mode='max'"),
+        ({"compressor_type": "perceiver"}, "compressor_type='perceiver'"),
+        ({"hidden_size": 128}, "of another size"),
+        ({"mm_newline_position": "everywhere"}, "newline_position is 'everywhere'"),
+    ],
+)
+def test_what_would_be_another_function_is_refused(full, change, words):
+    edit_json(full / "config.json", lambda config: config.update(change))
+    with pytest.raises(BimbaError, match=words):
+        load_pretrained(full)
+
+
+class WritesAFile:
+    """A pickle of this would run code when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "non_lora_trainables.bin"])
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_no_pickle_is_executed(tmp_path, name, with_torch):
+    adapter, trace = copy_of(ADAPTER, tmp_path), tmp_path / "it-ran"
+    content = {"base_model.model.model.mm_projector.0.weight": WritesAFile(trace)}
+    if with_torch:
+        torch.save(content, adapter / name)
+    else:
+        (adapter / name).write_bytes(pickle.dumps(content))
+    with pytest.raises(BimbaError, match=f"{name} .*nothing in it was executed"):
+        load_pretrained(adapter, base=BASE)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(WritesAFile(trace)))
+    assert trace.exists()  # the pickle is the kind that runs
+
+
+def test_a_bin_of_something_else_than_tensors(tmp_path):
+    adapter = copy_of(ADAPTER, tmp_path)
+    torch.save([1, 2], adapter / "non_lora_trainables.bin")
+    with pytest.raises(BimbaError, match="something else than named tensors"):
+        load_pretrained(adapter, base=BASE)
+
+
+@pytest.mark.parametrize("escape", ["../elsewhere.safetensors", "/etc/passwd", "sub/part.safetensors", "weights.bin"])
+def test_an_index_that_leaves_the_folder_is_refused(full, escape):
+    shard(full)
+    edit_json(full / INDEX, lambda index: index["weight_map"].update({"model.norm.weight": escape}))
+    with pytest.raises(BimbaError, match="Do not load this checkpoint"):
+        load_pretrained(full)
+
+
+def test_an_oversized_header_is_refused(full):
+    (full / "model.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}")
+    with pytest.raises(BimbaError, match="no safetensors file: its header would be 1,099,511,627,776 bytes"):
+        load_pretrained(full)
+
+
+def test_damaged_files_are_named(full):
+    part = shard(full)[1]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-100])
+    with pytest.raises(
+        BimbaError, match=rf"{part.name} is truncated: {len(whole) - 100:,} bytes of at least {len(whole):,}"
+    ):
+        load_pretrained(full)
+    part.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(BimbaError, match="Git LFS pointer.*git lfs pull"):
+        load_pretrained(full)
+    part.write_bytes(b"")
+    with pytest.raises(BimbaError, match="no safetensors file"):
+        load_pretrained(full)
+    part.unlink()
+    with pytest.raises(BimbaError, match=rf"{part.name} is missing; .* says it holds \d+ tensors"):
+        load_pretrained(full)
+
+
+def test_an_index_that_lies(full):
+    shard(full)
+    edit_json(full / INDEX, lambda index: index["weight_map"].pop("model.norm.weight"))
+    with pytest.raises(BimbaError, match="wrong about: model.norm.weight"):
+        load_pretrained(full)
+
+
+def test_an_lfs_pointer_for_a_bin(tmp_path):
+    adapter = copy_of(ADAPTER, tmp_path)
+    (adapter / "non_lora_trainables.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BimbaError, match="Git LFS pointer"):
+        load_pretrained(adapter, base=BASE)
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub():
+    with pytest.raises(BimbaError, match="no checkpoint folder nobody/nothing, and as a model of the Hugging Face hub"):
+        load_pretrained("nobody/nothing")
