@@ -49,18 +49,18 @@ def convert(
     folder = Path(destination)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BimbaError(f"{folder} exists already; give a new folder, or remove it first.")
-    with open_checkpoint(source, base=base) as opened:
-        if temporal_pooling is not None:
-            opened.set_temporal_pooling(temporal_pooling)
-        opened.check()
-        with whole_folder(folder) as partial:
-            if to == "original":
-                _write_original(opened, partial)
-                tensors = {str(to_original(name)): stored for name, stored in opened.tensors.items()}
-            else:
-                _write_ours(opened, partial)
-                tensors = opened.tensors
-            write_weights(tensors, partial, on_shard)
+    opened = open_checkpoint(source, base=base)
+    if temporal_pooling is not None:
+        opened.set_temporal_pooling(temporal_pooling)
+    opened.check()
+    with whole_folder(folder) as partial:
+        if to == "original":
+            _write_original(opened, partial)
+            tensors = {str(to_original(name)): stored for name, stored in opened.tensors.items()}
+        else:
+            _write_ours(opened, partial)
+            tensors = opened.tensors
+        write_weights(tensors, partial, on_shard)
 
 
 def _write_ours(source: Source, folder: Path) -> None:

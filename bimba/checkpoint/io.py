@@ -50,23 +50,19 @@ def load_pretrained(
     Raises:
         BimbaError: no such checkpoint, or weights that are missing, unexpected, unreadable or of another size.
     """
-    with open_checkpoint(path_or_name, base=base, merge=merge) as source:
-        if temporal_pooling is not None:
-            source.set_temporal_pooling(temporal_pooling)
-        fresh = None if compressor is _KEEP else _set_compressor(source, compressor)
-        source.check(fresh)
-        with _quiet_transformers():  # check has said what is missing, and more strictly
-            model: BimbaForConditionalGeneration = BimbaForConditionalGeneration.from_pretrained(
-                None,
-                config=source.config,
-                state_dict=source.tensors,
-                dtype=dtype or source.dtype,
-                device_map=None if device is None else device,
-            )
-        if source.generation_config is not None:
-            model.generation_config = source.generation_config
-        if source.adapter is not None:
-            source.adapter.inject(model)
+    source = open_checkpoint(path_or_name, base=base, merge=merge)
+    if temporal_pooling is not None:
+        source.set_temporal_pooling(temporal_pooling)
+    fresh = None if compressor is _KEEP else _set_compressor(source, compressor)
+    source.check(fresh)
+    with _quiet_transformers():  # check has said what is missing, and more strictly
+        model: BimbaForConditionalGeneration = BimbaForConditionalGeneration.from_pretrained(
+            None, config=source.config, state_dict=source.tensors, dtype=dtype or source.dtype, device_map=device
+        )
+    if source.generation_config is not None:
+        model.generation_config = source.generation_config
+    if source.adapter is not None:
+        source.adapter.inject(model)
     return model.eval(), source.processor
 
 

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,17 @@ from transformers import GenerationConfig
 
 from bimba.checkpoint import lora, original
 from bimba.checkpoint.keymap import PEFT_PREFIX, is_ignored, to_ours
-from bimba.checkpoint.tensors import FETCH_AGAIN, FirstRows, Stored, TensorFiles, has_model, listing, read_json
+from bimba.checkpoint.tensors import (
+    FETCH_AGAIN,
+    FirstRows,
+    Stored,
+    binary_tensors,
+    has_model,
+    listing,
+    model_tensors,
+    read_json,
+    safetensors_tensors,
+)
 from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
@@ -43,7 +53,7 @@ _VOCABULARY = ("language_model.model.embed_tokens.weight", "language_model.lm_he
 
 @dataclass
 class Source:
-    """An open checkpoint.
+    """A checkpoint of which nothing but names and shapes has been read.
 
     Attributes:
         folder: where it lies.
@@ -52,7 +62,6 @@ class Source:
         processor: its processor.
         generation_config: its defaults for ``generate``.
         adapter: a LoRA adapter that is to stay live; already merged ones are part of ``tensors``.
-        files: what is open.
     """
 
     folder: Path
@@ -61,13 +70,6 @@ class Source:
     processor: BimbaProcessor
     generation_config: GenerationConfig | None
     adapter: lora.Adapter | None = None
-    files: TensorFiles = field(default_factory=TensorFiles)
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.files.close()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -182,21 +184,19 @@ def _from_hub(name: str) -> Path:
 
 def _open_ours(folder: Path) -> Source:
     config = BimbaConfig.from_pretrained(folder)
-    open_files = TensorFiles()
-    tensors = open_files.model(folder)
+    tensors = model_tensors(folder)
     try:
         processor = BimbaProcessor.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise BimbaError(f"The processor of {folder} cannot be loaded: {error} {FETCH_AGAIN}") from error
-    return Source(folder, config, tensors, processor, _generation_config(folder), files=open_files)
+    return Source(folder, config, tensors, processor, _generation_config(folder))
 
 
 def _open_original(folder: Path) -> Source:
     config = original.read_config(folder)
-    open_files = TensorFiles()
-    tensors = _renamed(folder, open_files.model(folder))
+    tensors = _renamed(folder, model_tensors(folder))
     processor = original.build_processor(config, original.read_tokenizer(folder))
-    return Source(folder, config, tensors, processor, _generation_config(folder), files=open_files)
+    return Source(folder, config, tensors, processor, _generation_config(folder))
 
 
 def _open_adapter(folder: Path, base: str | os.PathLike[str] | None, merge: bool) -> Source:
@@ -210,8 +210,7 @@ def _open_adapter(folder: Path, base: str | os.PathLike[str] | None, merge: bool
         source.config.video_token_id, source.config.image_token_id = placeholders
         source.processor.temporal_pooling = source.config.temporal_pooling
         source.processor.newline_position = source.config.newline_position
-    open_files = source.files
-    source.tensors |= _renamed(folder, _without_peft(open_files.binary(folder / _OTHER_TRAINED)))
+    source.tensors |= _renamed(folder, _without_peft(binary_tensors(folder / _OTHER_TRAINED)))
     if any(name.startswith("compressor.") for name in source.tensors):
         source.config.compressor = dict(original.COMPRESSOR)  # an older adapter's config.json may not say so
 
@@ -223,7 +222,7 @@ def _open_adapter(folder: Path, base: str | os.PathLike[str] | None, merge: bool
             source.tensors[name] = FirstRows(source.tensors[name], rows)
 
     path = next((folder / name for name in _ADAPTER_FILES if (folder / name).exists()), folder / _ADAPTER_FILES[0])
-    stored = open_files.binary(path) if path.suffix == ".bin" else open_files.safetensors(path)
+    stored = binary_tensors(path) if path.suffix == ".bin" else safetensors_tensors(path)
     adapter = lora.Adapter(settings, lora.pair_factors(folder, _renamed(folder, _without_peft(stored))))
     merged = adapter.merge(source.tensors)  # also checks that the adapter fits, so it comes first
     if merge:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -42,14 +41,19 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class InSafetensors:
-    """A tensor of an open safetensors file."""
+    """A tensor of a safetensors file. The file is open only while it is read: what is kept is one tensor's memory."""
 
-    slice: Any
+    path: Path
+    name: str
     shape: tuple[int, ...]
-    file: str
+
+    @property
+    def file(self) -> str:
+        return self.path.name
 
     def __getitem__(self, all_of_it: EllipsisType) -> Tensor:
-        tensor: Tensor = self.slice[...]
+        with safe_open(self.path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(self.name)
         return tensor
 
 
@@ -87,58 +91,54 @@ class FirstRows:
         return self.whole[...][: self.rows].clone()
 
 
-class TensorFiles(ExitStack):
-    """Open tensor files. Tensors that are mapped from them stay valid after closing."""
+def model_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors of ``model.safetensors``, or of the shards that its index names.
 
-    def model(self, folder: Path) -> dict[str, Stored]:
-        """The tensors of ``model.safetensors``, or of the shards that its index names.
-
-        Raises:
-            BimbaError: no weights there, a shard is missing, or a file is damaged or no tensor file.
-        """
-        if (folder / SINGLE).exists():
-            return self.safetensors(folder / SINGLE)
-        weight_map = _weight_map(folder)
-        tensors: dict[str, Stored] = {}
-        for shard in sorted(set(weight_map.values())):
-            tensors |= self.safetensors(folder / shard)
-        astray = sorted(
-            name for name, shard in weight_map.items() if name not in tensors or tensors[name].file != shard
+    Raises:
+        BimbaError: no weights there, a shard is missing, or a file is damaged or no tensor file.
+    """
+    if (folder / SINGLE).exists():
+        return safetensors_tensors(folder / SINGLE)
+    weight_map = _weight_map(folder)
+    tensors: dict[str, Stored] = {}
+    for shard in sorted(set(weight_map.values())):
+        tensors |= safetensors_tensors(folder / shard)
+    astray = sorted(name for name, shard in weight_map.items() if name not in tensors or tensors[name].file != shard)
+    astray += sorted(tensors.keys() - weight_map.keys())
+    if astray:
+        raise BimbaError(
+            f"The shards in {folder} do not hold what {INDEX} says; it is wrong about: {listing(astray)}. {FETCH_AGAIN}"
         )
-        astray += sorted(tensors.keys() - weight_map.keys())
-        if astray:
-            raise BimbaError(
-                f"The shards in {folder} do not hold what {INDEX} says; it is wrong about: {listing(astray)}. "
-                f"{FETCH_AGAIN}"
-            )
-        return tensors
+    return tensors
 
-    def safetensors(self, path: Path) -> dict[str, Stored]:
-        """The tensors of one safetensors file.
 
-        Raises:
-            BimbaError: no such file, or not a whole safetensors file.
-        """
-        try:
-            file = self.enter_context(safe_open(path, framework="pt"))
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        except (SafetensorError, OSError, ValueError) as error:
-            raise BimbaError(_what_is_wrong(path, error)) from error
-        return {name: InSafetensors(part, tuple(part.get_shape()), path.name) for name, part in slices.items()}
+def safetensors_tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file.
 
-    def binary(self, path: Path) -> dict[str, Stored]:
-        """The tensors of a ``.bin`` file; nothing in it is executed.
+    Raises:
+        BimbaError: no such file, or not a whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BimbaError(_what_is_wrong(path, error)) from error
+    return {name: InSafetensors(path, name, shape) for name, shape in shapes.items()}
 
-        Raises:
-            BimbaError: no such file, damaged, or it holds anything but named tensors.
-        """
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-            raise BimbaError(_what_is_wrong(path, error)) from error
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise BimbaError(f"{path} holds something else than named tensors; expected a state dict. {FETCH_AGAIN}")
-        return {str(name): InMemory(tensor, path.name) for name, tensor in content.items()}
+
+def binary_tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a ``.bin`` file; nothing in it is executed.
+
+    Raises:
+        BimbaError: no such file, damaged, or it holds anything but named tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        raise BimbaError(_what_is_wrong(path, error)) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise BimbaError(f"{path} holds something else than named tensors; expected a state dict. {FETCH_AGAIN}")
+    return {str(name): InMemory(tensor, path.name) for name, tensor in content.items()}
 
 
 def has_model(folder: Path) -> bool:
