@@ -38,6 +38,8 @@ class Frames:
         times_s: (T,) float64, presentation time of each frame in seconds.
         indices: (T,) int64, position of each frame in the video; may repeat when the video is short.
         duration_s: length of the whole video in seconds.
+        num_total: how many frames the whole video has.
+        average_fps: frames per second of the whole video, as the file states it.
         path: the file the frames come from.
     """
 
@@ -45,6 +47,8 @@ class Frames:
     times_s: np.ndarray
     indices: np.ndarray
     duration_s: float
+    num_total: int
+    average_fps: float
     path: str
 
 

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from bimba.data.collate import collate
 from bimba.data.dataset import Processor, VideoQADataset
+from bimba.data.order import by_modality_and_length
+from bimba.data.recipe import recipe_named
 from bimba.types import Batch, BimbaError
 
 _VALIDATION_SEED = 0  # which samples are held out must not depend on the seed of a run, or runs could not be compared
@@ -29,6 +31,7 @@ class EpochSampler(Sampler[int]):
         multiple_of: the epoch is cut to a multiple of this; what is cut off changes with each shuffle.
         done: how many samples of this rank a resumed run has already trained on in its first epoch. Asked for when
             that epoch begins: Lightning makes its loaders before it restores its counters.
+        order: a shuffle other than the plain one: a source of chance to the indices in order.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class EpochSampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
         done: Callable[[], int] | None = None,
+        order: Callable[[np.random.Generator], np.ndarray] | None = None,
     ):
         self.num_samples = num_samples
         self.num_used = num_samples - num_samples % multiple_of
@@ -50,6 +54,7 @@ class EpochSampler(Sampler[int]):
         self.world_size = world_size
         self.epoch = 0
         self._done = done
+        self._order = order
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -57,7 +62,8 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = np.arange(self.num_samples)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            chance = np.random.default_rng([self.seed, self.epoch])
+            order = self._order(chance) if self._order is not None else chance.permutation(order)
         mine = order[: self.num_used][self.rank :: self.world_size].tolist()
         done, self._done = self._done, None  # only the epoch that a run begins with can be half done
         return iter(mine[done() if done is not None else 0 :])
@@ -77,6 +83,7 @@ class VideoQADataModule(L.LightningDataModule):
         val_samples: how many samples are held out for validation; 0 for none.
         seed: of the shuffle.
         prepare: writes the files if they are not there yet, such as ``needle_files.generate_splits``; called once.
+        recipe: "default" or "original", see ``bimba.data.recipe``.
     """
 
     def __init__(
@@ -92,12 +99,14 @@ class VideoQADataModule(L.LightningDataModule):
         val_samples: int = 0,
         seed: int = 0,
         prepare: Callable[[], object] | None = None,
+        recipe: str = "default",
     ):
         super().__init__()
         pad_token_id = processor.tokenizer.pad_token_id
         if pad_token_id is None:
             raise BimbaError("The tokenizer has no pad token; set tokenizer.pad_token (Qwen2's is <|endoftext|>).")
-        self._open = partial(VideoQADataset, annotations, video_folder, processor, num_frames, max_length)
+        self.recipe = recipe_named(recipe)
+        self._open = partial(VideoQADataset, annotations, video_folder, processor, num_frames, max_length, self.recipe)
         self._collate = partial(collate, pad_token_id=pad_token_id)
         self.annotations = annotations
         self.global_batch_size = global_batch_size
@@ -127,6 +136,7 @@ class VideoQADataModule(L.LightningDataModule):
             )
         order = np.random.default_rng(_VALIDATION_SEED).permutation(len(dataset)).tolist()
         self.train_set = Subset(dataset, sorted(order[self.val_samples :]))
+        self._train_lengths = dataset.lengths[self.train_set.indices].tolist()
         self.val_set = Subset(dataset, sorted(order[: self.val_samples]))
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -149,6 +159,14 @@ class VideoQADataModule(L.LightningDataModule):
         per_epoch = (len(self.train_set) // self.global_batch_size) * self.global_batch_size // self._world_size
         return samples % per_epoch
 
+    def _by_length(self, chance: np.random.Generator) -> np.ndarray:
+        """Whole steps of (batches, ranks, samples), written so that the sampler's dealing keeps batches together."""
+        generator = torch.Generator().manual_seed(int(chance.integers(2**63)))
+        num_batches = self.global_batch_size // self.batch_size
+        order = by_modality_and_length(self._train_lengths, self.batch_size, num_batches, generator)
+        whole_steps = np.array(order[: len(order) - len(order) % self.global_batch_size])
+        return whole_steps.reshape(-1, self._world_size, self.batch_size).swapaxes(1, 2).ravel()
+
     def _loader(self, samples: Dataset[Any], *, shuffle: bool, multiple_of: int) -> DataLoader[Batch]:
         sampler = EpochSampler(
             len(samples),  # type: ignore[arg-type]  # a Subset
@@ -158,6 +176,7 @@ class VideoQADataModule(L.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer is not None else 0,
             world_size=self._world_size,
             done=self._done if shuffle else None,
+            order=self._by_length if shuffle and self.recipe.sample_order == "by_length" else None,
         )
         return DataLoader(
             samples,

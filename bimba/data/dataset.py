@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +19,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from bimba.data.prompt import MEDIUM_TAG
-from bimba.data.tokenize import tokenize_conversation
+from bimba.data.prompt import MEDIUM_TAG, time_instruction
+from bimba.data.recipe import DEFAULT, Recipe
+from bimba.data.sampling import original_step
+from bimba.data.tokenize import Conversation, tokenize_conversation
 from bimba.data.transform import frames_to_pixels
 from bimba.data.video import read_frames
-from bimba.types import BadSample, BimbaError, SequenceTooLongError, VideoDecodeError
+from bimba.types import BadSample, BimbaError, Frames, SequenceTooLongError, VideoDecodeError
 
 
 class Processor(Protocol):
@@ -43,6 +46,10 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         processor: gives the tokenizer, the image processor and the number of tokens of a video.
         num_frames: how many frames of each video are read.
         max_length: the longest sequence the model takes, in tokens.
+        recipe: what a sample is made of.
+
+    Attributes:
+        lengths: (samples,) words in each conversation.
 
     Raises:
         BimbaError: a file or folder is missing, or a row is malformed; the message names file and row.
@@ -55,6 +62,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         processor: Processor,
         num_frames: int,
         max_length: int,
+        recipe: Recipe = DEFAULT,
     ):
         self.video_folder = Path(video_folder)
         if not self.video_folder.is_dir():
@@ -62,12 +70,18 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         self.processor = processor
         self.num_frames = num_frames
         self.max_length = max_length
+        self.recipe = recipe
+        self._reads: Counter[int] = Counter()  # how often this process has read each sample
         # One block of bytes: a million small dicts would be copied into every worker, page by page, by the mere
         # counting of references to them.
-        lines = [json.dumps(row).encode() for row in _read_rows(Path(annotations))]
+        lines, lengths = [], []
+        for row in _read_rows(Path(annotations)):
+            lines.append(json.dumps(row).encode())
+            lengths.append(sum(len(turn["value"].split()) for turn in row["conversations"]))
         self._bytes = b"".join(lines)
         self._ends = np.cumsum([len(line) for line in lines])
         self._length = len(lines)
+        self.lengths = np.array(lengths)
 
     def __len__(self) -> int:
         return self._length
@@ -90,11 +104,43 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         path = self.video_folder / row["video"]
         counts = [self.processor.num_video_tokens(self.num_frames)]
         try:
-            tokens = tokenize_conversation(row["conversations"], self.processor.tokenizer, counts, self.max_length)
             frames = read_frames(path, self.num_frames)
+            if self.recipe.refuses_slow_videos:
+                _check_speed(frames)
+            turns = self._timed(row["conversations"], frames, index)
+            tokens = tokenize_conversation(turns, self.processor.tokenizer, counts, self.max_length, self.recipe)
         except (SequenceTooLongError, VideoDecodeError) as error:
             return BadSample(path=str(path), error=str(error))
         return {**tokens, "pixel_values_videos": [frames_to_pixels(frames, self.processor.image_processor)]}
+
+    def _timed(self, conversation: Conversation, frames: Frames, index: int) -> Conversation:
+        """The conversation with the time instruction, if the recipe has one."""
+        if not self.recipe.time_instruction:
+            return conversation
+        duration_s, times_s = frames.num_total / frames.average_fps, frames.indices / frames.average_fps
+        self._reads[index] += 1
+        for _ in range(self._reads[index] if self.recipe.instruction_repeats else 1):
+            conversation = with_time_instruction(conversation, duration_s, times_s)
+        return conversation
+
+
+def _check_speed(frames: Frames) -> None:
+    """Raises a VideoDecodeError for a video that the original cannot sample."""
+    try:
+        original_step(frames.average_fps)
+    except BimbaError as error:
+        raise VideoDecodeError(f"{frames.path}: {error}") from error
+
+
+def with_time_instruction(conversation: Conversation, duration_s: float, times_s: np.ndarray) -> Conversation:
+    """The conversation with one more time instruction in front of its first turn, word for word the original's.
+
+    There is no space before "Please" and a blank line before the question: of ``<image>\\n`` only the tag moves up.
+    """
+    first, *others = conversation
+    question = first["value"].replace(MEDIUM_TAG, "")
+    instruction = f"{time_instruction(duration_s, times_s)}Please answer the following questions related to this video."
+    return [{**first, "value": f"{MEDIUM_TAG}\n{instruction}\n{question}"}, *others]
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ prompt did. The multiple-choice text is the one the published BIMBA numbers were
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bimba.types import BimbaError
 
@@ -51,6 +51,15 @@ def open_ended(question: str) -> str:
     if not question.strip():
         raise BimbaError("The question is empty; give the text of a question.")
     return f"{question}\nAnswer the question using a single word or phrase."
+
+
+def time_instruction(duration_s: float, times_s: Iterable[float]) -> str:
+    """The sentences that tell the original which moments of a video it sees; its evaluation scripts leave them out."""
+    times = [f"{time_s:.2f}s" for time_s in times_s]
+    return (
+        f"The video lasts for {duration_s:.2f} seconds, and {len(times)} frames are uniformly sampled from it. "
+        f"These frames are located at {','.join(times)}."
+    )
 
 
 def with_medium(prompt: str) -> str:

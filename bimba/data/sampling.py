@@ -29,6 +29,50 @@ def uniform_indices(num_total: int, num_samples: int) -> np.ndarray:
     return np.linspace(0, num_total - 1, num_samples, dtype=int).astype(np.int64)
 
 
+def original_step(average_fps: float, per_second: float = 1.0) -> int:
+    """Every how many frames the original takes one: the frame rate by ``per_second``, rounded half to even.
+
+    Raises:
+        BimbaError: that is 0. The original fails then, even where it would have spread its frames evenly.
+    """
+    if not average_fps / per_second > 0.5:
+        raise BimbaError(
+            f"The video has {average_fps:g} frames per second; the original recipe, which counts {per_second:g} per "
+            f"second, takes no video with {per_second / 2:g} or less. Use data.recipe=default, or convert the video."
+        )
+    return round(average_fps / per_second)
+
+
+def original_frames(
+    num_total: int, average_fps: float, max_frames: int, per_second: float = 1.0, force: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames the original reads, and when it believes them to be shown; its quirks are kept.
+
+    It takes every k-th frame (:func:`original_step`) and counts their times in steps of k, so with ``per_second`` other
+    than 1 they may lie behind the video's end. Where that makes more than ``max_frames`` frames, and wherever ``force``
+    is set, it takes ``max_frames`` frames spread evenly instead.
+
+    Args:
+        num_total: frames of the video.
+        average_fps: frames per second as the file states them.
+        max_frames: the most frames; 0: no limit, and ``force`` is ignored.
+        per_second: frames to take of each second.
+        force: always take ``max_frames`` frames, as for the released models.
+
+    Returns:
+        (n,) int64 indices and (n,) float64 times in seconds.
+
+    Raises:
+        BimbaError: the video has too few frames per second.
+    """
+    step = original_step(average_fps, per_second)
+    indices = np.arange(0, num_total, step)
+    if max_frames and (force or len(indices) > max_frames):
+        indices = uniform_indices(num_total, max_frames)
+        return indices, indices / average_fps
+    return indices, indices / step
+
+
 def frames_in_window(spans_s: np.ndarray, start_s: float | None, end_s: float | None) -> tuple[int, int]:
     """The frames on screen at some moment between ``start_s`` and ``end_s``.
 

@@ -6,7 +6,8 @@
     <|im_start|>user\\n<video tokens>\\nWho scored?<|im_end|>\\n
     <|im_start|>assistant\\nNumber 7.<|im_end|>\\n
 
-Trained on: what the assistant says, and the ``<|im_end|>`` that stops it. Nothing else.
+Trained on: what the assistant says, and the ``<|im_end|>`` that stops it. Nothing else. That is the recipe ``default``;
+``original`` differs in what :mod:`bimba.data.recipe` says.
 """
 
 from __future__ import annotations
@@ -18,13 +19,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bimba.data.prompt import MEDIUM_TAG, SYSTEM_PROMPT
+from bimba.data.recipe import DEFAULT, Recipe
 from bimba.types import BimbaError, SequenceTooLongError
 
 IGNORE_INDEX = -100
 VIDEO_TOKEN = "<|video_pad|>"
 IMAGE_TOKEN = "<|image_pad|>"
 
-Conversation = Sequence[Mapping[str, str]]  # LLaVA's [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]
+NOISE_MARKER = "QA_GT_caption_based_noisy"
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+# LLaVA's [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}], or with "role" and "content" as in chats.
+Conversation = Sequence[Mapping[str, str]]
+Turn = tuple[str, str]  # who speaks (user, assistant, system), and the words
 
 
 class _Ids:
@@ -48,36 +55,87 @@ class _Ids:
         self.input_ids += ids
         self.labels += ids if train else [IGNORE_INDEX] * len(ids)
 
-    def add_with_media(self, text: str) -> None:
-        pieces = text.split(MEDIUM_TAG)
-        for i, piece in enumerate(pieces):
-            if i > 0:
-                if not self.counts:
-                    raise BimbaError(
-                        f"The conversation has more {MEDIUM_TAG} tags than media; give each tag one video."
-                    )
-                count = self.counts.pop(0)
-                self.input_ids += [self.video_token_id] * count
-                self.labels += [IGNORE_INDEX] * count
-            if piece:
-                self.add_text(piece)
+    def add_medium(self) -> None:
+        if not self.counts:
+            raise BimbaError(f"The conversation has more {MEDIUM_TAG} tags than media; give each tag one video.")
+        count = self.counts.pop(0)
+        self.input_ids += [self.video_token_id] * count
+        self.labels += [IGNORE_INDEX] * count
+
+    def label_markup(self) -> None:
+        """Puts the chat markup and the line breaks among what is learned, wherever they are."""
+        names = ("<|im_start|>", "<|im_end|>")
+        markup = {self.tokenizer.convert_tokens_to_ids(name) for name in names}
+        markup.update(self.tokenizer.encode("\n", add_special_tokens=False))
+        self.labels = [i if i in markup else label for i, label in zip(self.input_ids, self.labels)]
 
 
-def _write(ids: _Ids, conversation: Conversation) -> None:
-    ids.add_markup(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n")
+def _turns(conversation: Conversation) -> list[Turn]:
+    """Who says what, whichever of the two sets of keys the conversation has."""
+    turns = []
     for turn in conversation:
-        match turn.get("from"):
-            case "human":
-                ids.add_markup("<|im_start|>user\n")
-                ids.add_with_media(turn["value"])
-                ids.add_markup("<|im_end|>\n")
-            case "gpt":
-                ids.add_markup("<|im_start|>assistant\n")
-                ids.add_text(turn["value"], train=True)
-                ids.add_markup("<|im_end|>", train=True)
-                ids.add_markup("\n")
-            case other:
-                raise BimbaError(f"A conversation turn is from {other!r}; expected 'human' or 'gpt'.")
+        role = turn["role"] if "role" in turn else turn.get("from")
+        if role not in _ROLES:
+            raise BimbaError(f"A conversation turn is from {role!r}; expected 'human' or 'gpt'.")
+        turns.append((_ROLES[role], turn["content"] if "content" in turn else turn["value"]))
+    return turns
+
+
+def _as_in_original(turns: list[Turn], recipe: Recipe, has_medium: bool) -> list[Turn]:
+    """What the original does to the words before it tokenises them."""
+    if recipe.drops_leading_answer and turns and turns[0][0] != "user":
+        turns = turns[1:]
+    if not has_medium:
+        return turns
+    if recipe.medium_first:
+        turns = [(role, _medium_first(text)) for role, text in turns]
+    if recipe.drops_noise_marker:
+        turns = [(role, text.replace(NOISE_MARKER, "")) for role, text in turns]
+    return turns
+
+
+def _medium_first(text: str) -> str:
+    if text.count(MEDIUM_TAG) != 1 or text.startswith(MEDIUM_TAG):
+        return text
+    return f"{MEDIUM_TAG}\n{text.replace(MEDIUM_TAG, '').strip()}".strip()
+
+
+def _write(ids: _Ids, turns: Sequence[Turn], recipe: Recipe) -> None:
+    has_medium = bool(ids.counts)
+    ids.add_markup(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n")
+    for role, text in _as_in_original(list(turns), recipe, has_medium):
+        whole = recipe.tokenisation == "whole"
+        just_words = (recipe.literal_tags and not has_medium) or (role == "assistant" and not whole)
+        pieces = [text] if just_words else text.split(MEDIUM_TAG)
+        if whole:
+            _write_whole(ids, role, pieces)
+        else:
+            _write_in_parts(ids, role, pieces, train_markup=recipe.labels == "markup")
+    if recipe.labels == "markup":
+        ids.label_markup()
+
+
+def _write_in_parts(ids: _Ids, role: str, pieces: list[str], *, train_markup: bool) -> None:
+    """A turn; between its ``pieces`` stand the media."""
+    speaks = role == "assistant"
+    ids.add_markup(f"<|im_start|>{role}\n", train=speaks and train_markup)
+    for number, piece in enumerate(pieces):
+        if number > 0:
+            ids.add_medium()
+        if piece:
+            ids.add_text(piece, train=speaks)
+    ids.add_markup("<|im_end|>", train=speaks)
+    ids.add_markup("\n", train=speaks and train_markup)
+
+
+def _write_whole(ids: _Ids, role: str, pieces: list[str]) -> None:
+    """A turn, tokenised together with its markup; all of an assistant's is learned."""
+    pieces = [f"<|im_start|>{role}\n{pieces[0]}", *pieces[1:]]
+    pieces[-1] += "<|im_end|>\n"
+    for number, piece in enumerate(pieces):
+        if number > 0:
+            ids.add_medium()
+        ids.add_markup(piece, train=role == "assistant")
 
 
 def _check_all_used(ids: _Ids) -> None:
@@ -93,13 +151,15 @@ def tokenize_conversation(
     tokenizer: PreTrainedTokenizerBase,
     video_token_counts: Sequence[int],
     max_length: int | None = None,
+    recipe: Recipe = DEFAULT,
 ) -> dict[str, Tensor]:
     """A training sample.
 
     Args:
         conversation: turns in LLaVA's format; each ``<image>`` tag stands for one medium.
-        video_token_counts: how many tokens each medium becomes, in order.
+        video_token_counts: how many tokens each medium becomes, in order; empty for a conversation about nothing seen.
         max_length: the longest sequence that may be made, in tokens.
+        recipe: how turns are tokenised and what is learned.
 
     Returns:
         ``input_ids`` (L,) int64 and ``labels`` (L,) int64 with -100 where nothing is learned.
@@ -110,7 +170,7 @@ def tokenize_conversation(
         BimbaError: tags and media do not match, or a turn is malformed.
     """
     ids = _Ids(tokenizer, video_token_counts)
-    _write(ids, conversation)
+    _write(ids, _turns(conversation), recipe)
     _check_all_used(ids)
     if max_length is not None and len(ids.input_ids) > max_length:
         raise SequenceTooLongError(
@@ -129,7 +189,7 @@ def tokenize_prompt(
         BimbaError: tags and media do not match, or a turn is malformed.
     """
     ids = _Ids(tokenizer, video_token_counts)
-    _write(ids, conversation)
+    _write(ids, _turns(conversation), DEFAULT)
     _check_all_used(ids)
     ids.add_markup("<|im_start|>assistant\n")
     return torch.tensor(ids.input_ids)

@@ -66,6 +66,8 @@ def read_frames(
         times_s=spans_s[indices, 0],
         indices=indices,
         duration_s=float(spans_s[-1, 1]),
+        num_total=len(spans_s),
+        average_fps=float(reader.get_avg_fps()),
         path=str(path),
     )
 

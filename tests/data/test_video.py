@@ -100,7 +100,7 @@ def test_agrees_with_the_originals_decoding():
         frames.pixels[..., 0].mean(axis=(1, 2)), golden["decord_red_channel_mean_n90_f30_up8"], rtol=1e-6
     )
     for row in golden["training"]:
-        if row["force_sample"] and row["frames_upbound"] == 8:
+        if row["force_sample"] and row["frames_upbound"] == 8 and "error" not in row:
             frames = read_frames(GOLDEN / "videos" / f"{row['video']}.mp4", 8)
             assert ",".join(f"{time_s:.2f}s" for time_s in frames.times_s) == row["frame_time"]
             assert frames.duration_s == pytest.approx(row["video_time"], abs=1e-3)
