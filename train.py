@@ -50,7 +50,8 @@ def fit(cfg: DictConfig) -> L.Trainer:
     settings = ModelSettings.from_node(instantiate(cfg.model, _convert_="all"))
     model, processor = build_model(settings, cfg.checkpoint)
     set_trainable(model, settings.tuning, settings.lora)
-    module = BimbaModule(model, processor, instantiate(cfg.optimizer, _convert_="all"))
+    cut_off = ["vision_lora"] if settings.cuts_vision_tower_off else []
+    module = BimbaModule(model, processor, instantiate(cfg.optimizer, _convert_="all"), cut_off)
     data = instantiate(cfg.data, processor=processor, _convert_="all")
     trainer.accumulate_grad_batches = accumulation_steps(
         cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size
@@ -75,6 +76,7 @@ def quiet() -> None:
         ".*overridden `transfer_batch_to_device` in `LightningModule`.*",  # meant: BimbaModule says why
         ".*does not have many workers.*",  # data.num_workers is explained in conf/data
         ".*Total length of .* across ranks is zero.*",  # data.val_samples=0
+        ".*None of the inputs have requires_grad=True.*",  # of reentrant checkpointing; build_model says what follows
         ".*your dataloader is not resumable.*",  # it is: the data module's sampler skips what was seen
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from bimba.model.config import BimbaConfig
     from bimba.model.processor import BimbaProcessor
 
+log = logging.getLogger(__name__)
+
+CHECKPOINTING = (False, True, "reentrant")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What may differ between a checkpoint and model.config: options of a run, and how random weights are drawn.
@@ -32,7 +36,8 @@ class ModelSettings:
         base: the checkpoint a training starts from unless ``checkpoint=`` names another one; None: random weights.
         tokenizer: whose tokenizer a model with random weights gets.
         dtype: of the frozen weights.
-        gradient_checkpointing: trade time for memory: layers are computed again in the backward pass.
+        gradient_checkpointing: trade time for memory: layers are computed again in the backward pass. "reentrant" is
+            torch's older way, which the original uses: no gradient gets through a layer whose input needs none.
         config: keyword arguments of ``BimbaConfig``, without the compressor.
         compressor: the node ``model.compressor``.
         tuning, lora: see ``bimba.training.trainable``.
@@ -41,7 +46,7 @@ class ModelSettings:
     base: str | None
     tokenizer: str
     dtype: str
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | str
     config: dict[str, Any]
     compressor: dict[str, Any] | None
     tuning: str
@@ -59,7 +64,20 @@ class ModelSettings:
             )
         if node["dtype"] not in DTYPES:
             raise BimbaError(f"model.dtype is {node['dtype']!r}; expected one of {', '.join(DTYPES)}.")
+        if node["gradient_checkpointing"] not in CHECKPOINTING:
+            raise BimbaError(
+                f"model.gradient_checkpointing is {node['gradient_checkpointing']!r}; expected true, false, reentrant."
+            )
         return cls(**node)
+
+    @property
+    def trains_vision_tower(self) -> bool:
+        return self.tuning == "full" or bool(self.lora and self.lora.get("vision_tower"))
+
+    @property
+    def cuts_vision_tower_off(self) -> bool:
+        """Whether no gradient reaches the vision tower: its first layer has a frozen input, and so on."""
+        return self.gradient_checkpointing == "reentrant" and self.tuning == "lora" and self.trains_vision_tower
 
 
 def build_model(
@@ -89,12 +107,23 @@ def build_model(
         if "num_frames" in settings.config:
             model.config.num_frames = processor.num_frames = settings.config["num_frames"]
     if settings.gradient_checkpointing:
-        # A frozen vision tower keeps nothing for a backward pass; transformers would make it run one.
-        for part in [model.language_model, *([model.vision_tower] if settings.tuning == "full" else [])]:
-            # The first is the new name of the second.
-            enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+        enable_checkpointing(model, settings)
     return model, processor
+
+
+def enable_checkpointing(model: BimbaForConditionalGeneration, settings: ModelSettings) -> None:
+    """Makes the layers compute again in the backward pass what they would have kept."""
+    reentrant = settings.gradient_checkpointing == "reentrant"
+    # A frozen vision tower keeps nothing for a backward pass; transformers would make it run one.
+    for part in [model.language_model, *([model.vision_tower] if settings.trains_vision_tower else [])]:
+        # The first is the new name of the second.
+        enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
+        enable({"use_reentrant": reentrant})
+    if settings.cuts_vision_tower_off:
+        log.warning(
+            "The adapters of the vision tower get no gradient and stay as they are, as in the original: "
+            "model.gradient_checkpointing=reentrant does not let it through layers with a frozen input. true does."
+        )
 
 
 def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, BimbaProcessor]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bimba.data.tokenize import IGNORE_INDEX
 from bimba.training.optim import OptimizerSettings, build_optimizer
@@ -45,15 +47,19 @@ class BimbaModule(L.LightningModule):
         model: a ``BimbaForConditionalGeneration``.
         processor: saved next to the model by ``SaveCheckpoint``.
         optimizer: rates and schedule.
+        cut_off: parts of the model that no gradient reaches, although they are trained by name
+            (``ModelSettings.cuts_vision_tower_off``): several processes must not wait for theirs.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, optimizer: OptimizerSettings):
+    def __init__(self, model: nn.Module, processor: Any, optimizer: OptimizerSettings, cut_off: Sequence[str] = ()):
         super().__init__()
         self.model = model.train()  # from_pretrained hands models over in evaluation mode: no dropout, no checkpointing
         self.processor = processor
         self.optimizer_settings = optimizer
         self.strict_loading = False  # on_load_checkpoint compares the names, with a better message
         self._last_step_ended_s: float | None = None
+        self._cut_off = {name for name, _ in self.named_parameters() if part_of(name.removeprefix("model.")) in cut_off}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self._cut_off)
 
     # -- steps -------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class OptimizerSettings:
         lr: learning rate after warm-up.
         compressor_lr: the compressor's own rate; None means ``lr``.
         projector_lr: the projector's own rate; None means ``lr``.
+        vision_tower_lr: the vision tower's own rate, be it trained itself or by adapters; None means ``lr``.
         matrix_lr: with a number, hidden matrices are trained by Muon at this rate, and AdamW has only the rest. A small
             model trained from nothing learned to read options within 250 steps that way.
         weight_decay: for matrices only; never for biases, norms and the scan's constants.
@@ -45,6 +46,7 @@ class OptimizerSettings:
     lr: float
     compressor_lr: float | None = None
     projector_lr: float | None = None
+    vision_tower_lr: float | None = None
     matrix_lr: float | None = None
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -79,7 +81,11 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     Raises:
         BimbaError: nothing is trained, or a rate is set for a part without trained parameters.
     """
-    own_rates = {"compressor": settings.compressor_lr, "projector": settings.projector_lr}
+    own_rates = {
+        "compressor": settings.compressor_lr,
+        "projector": settings.projector_lr,
+        "vision_tower": settings.vision_tower_lr,
+    }
     own_rates = {part: rate for part, rate in own_rates.items() if rate is not None}
     if settings.matrix_lr is not None:
         own_rates["matrices"] = settings.matrix_lr
@@ -87,7 +93,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = part_of(name)
+        part = part_of(name).replace("vision_lora", "vision_tower")
         owner = part if part in own_rates else "base"
         if settings.matrix_lr is not None and is_hidden_matrix(name, parameter):
             owner = "matrices"

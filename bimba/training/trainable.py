@@ -1,15 +1,16 @@
 """Which weights of steps [3] to [5] are trained.
 
-==================  ============================  ========
-part                ``tuning: lora``              ``full``
-==================  ============================  ========
-vision_tower        frozen                        trained
-projector           trained                       trained
-image_newline       frozen                        trained
-compressor          trained                       trained
-language_model      frozen                        trained
-lora (inside it)    trained                       absent
-==================  ============================  ========
+==========================  ==============================  ========
+part                        ``tuning: lora``                ``full``
+==========================  ==============================  ========
+vision_tower                frozen                          trained
+vision_lora (inside it)     trained, if lora.vision_tower   absent
+projector                   trained                         trained
+image_newline               frozen                          trained
+compressor                  trained                         trained
+language_model              frozen                          trained
+lora (inside it)            trained                         absent
+==========================  ==============================  ========
 
 ``lora`` is the recipe of the paper at every size; ``full`` is how the tiny base itself was made.
 """
@@ -28,7 +29,7 @@ from bimba.types import BimbaError
 
 log = logging.getLogger(__name__)
 
-PARTS = ("vision_tower", "projector", "image_newline", "compressor", "language_model", "lora")
+PARTS = ("vision_tower", "vision_lora", "projector", "image_newline", "compressor", "language_model", "lora")
 TUNINGS = ("lora", "full")
 
 # SigLIP's last norm is in every checkpoint, but the patch features are taken before it.
@@ -37,19 +38,21 @@ UNREAD = ("vision_tower.post_layernorm.",)
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The low-rank adapters of the language model; the update is scaled by ``alpha / r``.
+    """The low-rank adapters; the update is scaled by ``alpha / r``.
 
     Attributes:
         r: rank.
         alpha: scale.
         dropout: share of an adapter's inputs that is dropped in training.
         target_modules: names of the linear layers that get an adapter, or one regular expression over their full names.
+        vision_tower: whether the layers of these names in the vision tower get one too, besides the language model's.
     """
 
     r: int
     alpha: int
     dropout: float
     target_modules: str | list[str]
+    vision_tower: bool = False
 
 
 def part_of(parameter_name: str) -> str:
@@ -58,9 +61,9 @@ def part_of(parameter_name: str) -> str:
     Raises:
         BimbaError: the parameter belongs to no known part, so nobody decided whether it is trained.
     """
-    if ".lora_" in parameter_name:
-        return "lora"
     part = parameter_name.split(".", 1)[0]
+    if ".lora_" in parameter_name:
+        return "vision_lora" if part == "vision_tower" else "lora"
     if part not in PARTS:
         raise BimbaError(f"Parameter {parameter_name!r} belongs to none of {', '.join(PARTS)}; add its part to PARTS.")
     return part
@@ -70,27 +73,29 @@ def set_trainable(model: nn.Module, tuning: str, lora: Mapping[str, Any] | None)
     """Freezes and frees the parameters of ``model``, adds the adapters, keeps everything trained in float32.
 
     Args:
-        model: with the attributes ``language_model``, ``projector`` and ``compressor``.
+        model: with the attributes ``vision_tower``, ``projector``, ``compressor`` and ``language_model``.
         tuning: "lora" or "full".
         lora: the keys of ``LoraSettings``; only read when ``tuning`` is "lora".
 
     Raises:
-        BimbaError: unknown tuning, missing or unknown LoRA keys, or no layer of the language model matches.
+        BimbaError: unknown tuning, missing or unknown LoRA keys, or no layer matches.
     """
     if tuning not in TUNINGS:
         raise BimbaError(f"model.tuning is {tuning!r}; expected one of {', '.join(TUNINGS)}.")
     if tuning == "lora":
-        add_lora(model.language_model, _lora_settings(lora))  # type: ignore[arg-type]
+        settings = _lora_settings(lora)
+        for part in ("language_model", "vision_tower") if settings.vision_tower else ("language_model",):
+            add_lora(model.get_submodule(part), settings, part)
     for name, parameter in model.named_parameters():
-        chosen = tuning == "full" or part_of(name) in ("projector", "compressor", "lora")
+        chosen = tuning == "full" or part_of(name) in ("vision_lora", "projector", "compressor", "lora")
         parameter.requires_grad = chosen and not name.startswith(UNREAD)
         if parameter.requires_grad:
             # A half-precision weight cannot hold an update a thousand times smaller than itself.
             parameter.data = parameter.data.float()
 
 
-def add_lora(language_model: nn.Module, settings: LoraSettings) -> None:
-    """Puts adapters into the language model in place: it stays the class it was, so ``generate`` works as before."""
+def add_lora(module: nn.Module, settings: LoraSettings, part: str) -> None:
+    """Puts adapters into a part of the model in place: it stays the class it was, so ``generate`` works as before."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -100,10 +105,10 @@ def add_lora(language_model: nn.Module, settings: LoraSettings) -> None:
         target_modules=settings.target_modules,
     )
     try:
-        inject_adapter_in_model(config, language_model)
+        inject_adapter_in_model(config, module)
     except ValueError as error:
         raise BimbaError(
-            f"model.lora.target_modules={settings.target_modules!r} does not fit the language model: {error} "
+            f"model.lora.target_modules={settings.target_modules!r} does not fit the {part}: {error} "
             "Name its linear layers, such as [q_proj, v_proj]."
         ) from error
 

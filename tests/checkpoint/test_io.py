@@ -111,6 +111,24 @@ def test_live_adapters_are_merged_into_what_is_saved_and_only_there(saved, tmp_p
         torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_live_adapters_of_the_vision_tower_are_merged_too(saved, tmp_path):
+    model, processor = load_pretrained(saved)
+    plain = model.encode_video(torch.ones(4, 3, IMAGE_SIZE, IMAGE_SIZE))
+    for part in (model.vision_tower, model.language_model):
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), part)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        expected = model.encode_video(torch.ones(4, 3, IMAGE_SIZE, IMAGE_SIZE))
+    assert not torch.allclose(expected, plain, rtol=1e-2, atol=1e-2)
+    save_pretrained(model, processor, tmp_path / "merged")
+    merged, _ = load_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        tokens = merged.encode_video(torch.ones(4, 3, IMAGE_SIZE, IMAGE_SIZE))
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_saving_again_replaces_and_leaves_nothing_else(copy):
     model, processor = load_pretrained(copy)
     (copy / "stale.txt").write_text("from an older save")

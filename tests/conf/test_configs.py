@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class, get_method, instantiate
@@ -150,3 +151,24 @@ def test_the_published_recipe(train_config):
     assert (cfg.model.lora.r, cfg.model.lora.alpha, cfg.model.lora.dropout) == (128, 32, 0.05)
     assert (cfg.model.config.num_frames, cfg.model.config.temporal_pooling) == (64, 1)
     assert cfg.trainer.gradient_clip_val == 1.0
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_the_table_of_recipes_has_what_the_original_sets_otherwise(train_config):
+    default, original = (
+        dict(leaves(OmegaConf.to_container(train_config(f"experiment={name}"))))
+        for name in ("bimba_7b", "bimba_7b_original")
+    )
+    assert default.keys() == original.keys()
+    differences = {key: (default[key], value) for key, value in original.items() if default[key] != value}
+    assert differences.pop("data.recipe") == ("default", "original")
+    rows = [line.split(" | ") for line in (ROOT / "docs/recipes.md").read_text().splitlines() if line.startswith("| `")]
+    keys = {row[0].strip("| `"): tuple(yaml.safe_load(cell.strip("`")) for cell in row[1:3]) for row in rows}
+    assert {key: values for key, values in keys.items() if "." in key} == differences

@@ -138,13 +138,16 @@ class FakeData(L.LightningDataModule):
         return self._loader(self.val_videos)
 
 
-def tiny_module(tuning: str = "lora", model: dict[str, Any] | None = None, **optimizer: Any) -> BimbaModule:
+def tiny_module(
+    tuning: str = "lora", model: dict[str, Any] | None = None, cut_off: Sequence[str] = (), **optimizer: Any
+) -> BimbaModule:
     """A module on ``tiny_model``; ``model`` changes the node model, ``optimizer`` the node optimizer."""
     node = model_node(tuning=tuning, **(model or {}))
     torch.manual_seed(0)
     built, processor = build_model(ModelSettings.from_node(node), None)
     set_trainable(built, node["tuning"], node["lora"])
-    return BimbaModule(built, processor, OptimizerSettings(**{"lr": 1e-3, "warmup_ratio": 0.0, **optimizer}))
+    settings = OptimizerSettings(**{"lr": 1e-3, "warmup_ratio": 0.0, **optimizer})
+    return BimbaModule(built, processor, settings, cut_off)
 
 
 def tiny_trainer(

@@ -3,10 +3,12 @@ import torch
 
 from bimba.checkpoint import save_pretrained
 from bimba.training.build import ModelSettings, accumulation_steps, build_model
+from bimba.training.trainable import part_of, set_trainable
 from bimba.types import BimbaError
-from tests.training.fakes import IMAGE_SIZE, SIZES, model_node, tiny_model
+from tests.training.fakes import IMAGE_SIZE, LORA, SIZES, model_node, tiny_model
 
 MAMBA = {"name": "mamba", "d_state": 4}
+TOWER_LORA = {**LORA, "vision_tower": True}
 POOLED = {**SIZES, "temporal_pooling": 2}
 
 
@@ -47,27 +49,59 @@ def test_no_such_checkpoint(tmp_path):
         build(str(tmp_path / "nowhere"))
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    def gradients(gradient_checkpointing):
-        torch.manual_seed(0)
-        model, processor = build(gradient_checkpointing=gradient_checkpointing, compressor=MAMBA)
-        torch.manual_seed(1)
-        pixels = torch.randn(4, 3, IMAGE_SIZE, IMAGE_SIZE)
-        ids = torch.full((1, processor.num_video_tokens(4) + 3), processor.video_token_id)
-        ids[0, -3:] = torch.tensor([5, 6, 7])
-        model.train()(input_ids=ids, labels=ids, pixel_values_videos=[pixels], use_cache=False).loss.backward()
-        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+def gradients(gradient_checkpointing, tuning, lora=LORA):
+    torch.manual_seed(0)
+    changes = {"gradient_checkpointing": gradient_checkpointing, "compressor": MAMBA, "tuning": tuning, "lora": lora}
+    model, processor = build(**changes)
+    set_trainable(model, tuning, lora)
+    torch.manual_seed(1)
+    pixels = torch.randn(4, 3, IMAGE_SIZE, IMAGE_SIZE)
+    ids = torch.full((1, processor.num_video_tokens(4) + 3), processor.video_token_id)
+    ids[0, -3:] = torch.tensor([5, 6, 7])
+    model.train()(input_ids=ids, labels=ids, pixel_values_videos=[pixels], use_cache=False).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    plain, checkpointed = gradients(False), gradients(True)
+
+@pytest.mark.parametrize(
+    ("kind", "tuning", "lora"),
+    [
+        (True, "full", None),
+        (True, "lora", LORA),
+        (True, "lora", TOWER_LORA),
+        ("reentrant", "full", None),
+        ("reentrant", "lora", LORA),
+    ],
+)
+def test_gradient_checkpointing_changes_no_gradient(kind, tuning, lora):
+    plain, checkpointed = gradients(False, tuning, lora), gradients(kind, tuning, lora)
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_reentrant_kind_cuts_the_adapters_of_the_vision_tower_off_and_says_so(caplog):
+    plain = gradients(True, "lora", TOWER_LORA)
+    assert "get no gradient" not in caplog.text
+    cut = plain.keys() - gradients("reentrant", "lora", TOWER_LORA).keys()
+    assert cut == {name for name in plain if part_of(name) == "vision_lora"} != set()
+    assert "The adapters of the vision tower get no gradient" in caplog.text
+
+
+def test_checkpointing_reaches_the_tower_only_where_it_is_trained():
+    def layers(**changes):
+        model, _ = build(gradient_checkpointing=True, **changes)
+        return model.vision_tower.encoder.layers[0].gradient_checkpointing
+
+    assert not layers()
+    assert layers(lora=TOWER_LORA)
+    assert layers(tuning="full", lora=None)
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
         ({"dtype": "float8"}, "model.dtype"),
+        ({"gradient_checkpointing": "sometimes"}, "'sometimes'; expected true, false, reentrant"),
         ({"tokenizer": "/nowhere"}, "model.tokenizer=/nowhere"),
         ({"config": {**SIZES, "text_config": {**SIZES["text_config"], "vocab_size": 3}}}, "vocab_size is 3"),
         ({"nonsense": 1}, r"unknown keys \(nonsense\)"),

@@ -3,8 +3,9 @@ import torch
 
 from bimba.data.tokenize import IGNORE_INDEX
 from bimba.training.module import answer_window
+from bimba.training.trainable import part_of
 from bimba.types import BadSample, BimbaError
-from tests.training.fakes import FakeData, read_metrics, tiny_module, tiny_trainer
+from tests.training.fakes import LORA, FakeData, read_metrics, tiny_module, tiny_trainer
 
 PARTS = ("vision_tower", "projector", "image_newline", "language_model")
 
@@ -121,3 +122,24 @@ def test_a_half_precision_base_trains_under_mixed_precision(tmp_path):
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+
+
+@pytest.mark.parametrize("cut_off", [["vision_lora"], []])
+def test_processes_do_not_wait_for_gradients_that_never_come(cut_off, tmp_path):
+    lora = {**LORA, "vision_tower": True}
+    module = tiny_module(model={"gradient_checkpointing": "reentrant", "lora": lora}, cut_off=cut_off)
+    batch = first_batch(module)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(module)
+        parallel(batch)[0].backward()
+        if cut_off:
+            parallel(batch)[0].backward()
+        else:
+            with pytest.raises(RuntimeError, match="not used in producing loss"):
+                parallel(batch)
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, parameter in module.model.named_parameters():
+        reached = parameter.requires_grad and part_of(name) != "vision_lora"
+        assert (parameter.grad is not None) == reached, name

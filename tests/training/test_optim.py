@@ -44,11 +44,25 @@ def test_compressor_and_projector_may_have_their_own_rate():
             assert rate_of[id(parameter)] == expected, name
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_vision_tower_may_have_its_own_rate_be_it_by_adapters(tuning):
+    model, _ = tiny_model()
+    set_trainable(model, tuning, {**LORA, "vision_tower": True})
+    groups = parameter_groups(model, OptimizerSettings(lr=1e-4, vision_tower_lr=1e-3))
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rate_of[id(parameter)] == (1e-3 if name.startswith("vision_tower") else 1e-4), name
+    assert "vision_tower" in {group["name"] for group in groups}
+
+
 def test_a_rate_for_a_part_that_is_not_there_is_an_error():
     model, _ = tiny_model()
     set_trainable(model, "lora", LORA)
     with pytest.raises(BimbaError, match="compressor_lr"):
         parameter_groups(model, OptimizerSettings(lr=1e-4, compressor_lr=1e-3))
+    with pytest.raises(BimbaError, match="vision_tower_lr is set"):
+        parameter_groups(model, OptimizerSettings(lr=1e-4, vision_tower_lr=1e-3))
 
 
 def test_nothing_to_train_is_an_error():

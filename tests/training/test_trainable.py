@@ -23,6 +23,27 @@ def test_lora_trains_adapters_projector_and_compressor_only():
     assert trained_names(model) == expected
 
 
+def test_adapters_of_the_vision_tower_are_an_option_and_a_part_of_their_own():
+    model, _ = tiny_model()
+    set_trainable(model, "lora", {**LORA, "vision_tower": True})
+    adapters = {name for name in trained_names(model) if part_of(name) == "vision_lora"}
+    assert adapters == {
+        f"vision_tower.encoder.layers.0.self_attn.{linear}.lora_{side}.default.weight"
+        for linear in ("q_proj", "v_proj")
+        for side in "AB"
+    }
+    assert not any(part_of(name) == "vision_tower" for name in trained_names(model))
+    assert any(part_of(name) == "lora" for name in trained_names(model))
+    counts = {count.part: count for count in count_parts(model.named_parameters())}
+    assert counts["vision_lora"].trained == counts["vision_lora"].total > 0
+
+
+def test_layers_that_only_the_language_model_has_cannot_get_adapters_in_the_tower():
+    model, _ = tiny_model()
+    with pytest.raises(BimbaError, match=r"\['gate_proj'\] does not fit the vision_tower"):
+        set_trainable(model, "lora", {**LORA, "target_modules": ["gate_proj"], "vision_tower": True})
+
+
 def test_the_language_model_stays_itself_and_generates():
     model, processor = tiny_model()
     inputs = processor("Hi", return_tensors="pt")
