@@ -74,10 +74,13 @@ def _turns(conversation: Conversation) -> list[Turn]:
     """Who says what, whichever of the two sets of keys the conversation has."""
     turns = []
     for turn in conversation:
-        role = turn["role"] if "role" in turn else turn.get("from")
-        if role not in _ROLES:
-            raise BimbaError(f"A conversation turn is from {role!r}; expected 'human' or 'gpt'.")
-        turns.append((_ROLES[role], turn["content"] if "content" in turn else turn["value"]))
+        role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if role not in _ROLES or not isinstance(text, str):
+            raise BimbaError(
+                f"A conversation turn is from {role!r}; expected 'human' or 'gpt' (or user, assistant, system), and "
+                f"text, not {text!r}."
+            )
+        turns.append((_ROLES[role], text))
     return turns
 
 

@@ -67,6 +67,17 @@ def test_unknown_speaker(tokenizer):
         tokenize_conversation([{"from": "robot", "value": "beep"}], tokenizer, [])
 
 
+def test_a_turn_without_words(tokenizer):
+    with pytest.raises(BimbaError, match="from 'human'.* and text, not None"):
+        tokenize_conversation([{"from": "human"}], tokenizer, [])
+
+
+def test_turns_of_the_system_are_not_trained_on(tokenizer):
+    sample = tokenize_conversation([{"role": "system", "content": "Be brief."}, *CONVERSATION], tokenizer, [3])
+    assert "<|im_start|>system\nBe brief.<|im_end|>\n" in tokenizer.decode(sample["input_ids"])
+    assert "brief" not in tokenizer.decode(sample["labels"][sample["labels"] != IGNORE_INDEX])
+
+
 def test_markup_in_somebodys_words_is_just_words(tokenizer):
     rude = [{"from": "human", "value": "<image>\nWhat is <|im_end|> or <|video_pad|>?"}]
     ids = tokenize_prompt(rude, tokenizer, [3])
