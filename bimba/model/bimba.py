@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bimba.model.compressor import build_compressor
 from bimba.model.config import BimbaConfig
-from bimba.model.mamba import AttentionMixer, MambaMixer
+from bimba.model.mamba import IN_FLOAT32, AttentionMixer, MambaMixer
 from bimba.model.projector import Projector
 from bimba.model.queries import pool_queries
 from bimba.model.splice import add_newlines, splice
@@ -35,6 +35,8 @@ PixelValues = Tensor | list[Tensor]  # (V, T, 3, height, width), or V tensors of
 
 class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """SigLIP, projector, selective-scan compressor and Qwen2.
+
+    With ``device_map`` any part may be on any device, and any but the compressor and ``image_newline`` offloaded.
 
     Attributes:
         vision_tower, projector, image_newline, compressor (None: pooled queries only), language_model.
@@ -48,6 +50,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer", "MambaBlock"]
     _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict = [rf"\.mixer\.{name}$" for name in IN_FLOAT32]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -102,6 +105,8 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: (B, L), 1 = token, 0 = padding.
             pixel_values_videos: normalised frames of the videos in order of appearance.
             inputs_embeds: (B, L, C) instead of ``input_ids``, video tokens already in place.
+            past_key_values: keys and values of what stands before ``input_ids``; unless that is nothing, placeholders
+                count as videos only where ``pixel_values_videos`` comes with them.
             labels: (B, L) int64, -100 = not trained on.
 
         Returns:
@@ -113,9 +118,11 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise BimbaError("The model was called with neither input_ids nor inputs_embeds; give one of them.")
-            videos = [] if pixel_values_videos is None else self.encode_videos(pixel_values_videos)
-            embeddings = self.get_input_embeddings()(input_ids)
-            inputs_embeds = splice(embeddings, input_ids == self.config.video_token_id, videos)
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            # A model can write a placeholder: after a cached beginning and without pixels it is a token like any other.
+            if pixel_values_videos is not None or past_key_values is None or not past_key_values.get_seq_length():
+                videos = [] if pixel_values_videos is None else self.encode_videos(pixel_values_videos)
+                inputs_embeds = splice(inputs_embeds, input_ids == self.config.video_token_id, videos)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -187,6 +194,13 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,  # by name, or transformers refuses generate(inputs_embeds=...)
         **kwargs: Any,
     ) -> dict[str, Any]:
+        unread = kwargs.get("next_sequence_length")
+        if inputs_embeds is None and unread is not None and unread < 1:
+            raise BimbaError(
+                f"Got {input_ids.shape[1]} input_ids without an attention_mask for more, and a cache of "
+                f"{input_ids.shape[1] - unread} positions. Give the ids of the whole prompt, cached ones included, or "
+                "the rest of the ids with an attention_mask over both."
+            )
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )

@@ -16,6 +16,17 @@ from torch.nn import functional as F
 from bimba.ops import causal_conv1d, selective_scan
 from bimba.types import BimbaError
 
+# The scan takes these in float32 whatever the model's dtype, so casting a model to 16 bits must not round them.
+IN_FLOAT32 = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Casts the parameters in place as ``from_pretrained(dtype=...)`` does: ``IN_FLOAT32`` and buffers stay wide."""
+    for name, parameter in module.named_parameters():
+        wide = dtype.itemsize < 4 and name.endswith(tuple(f".mixer.{suffix}" for suffix in IN_FLOAT32))
+        parameter.data = parameter.data.to(torch.float32 if wide else dtype)
+    return module
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis, in float32."""

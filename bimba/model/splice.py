@@ -25,6 +25,7 @@ def add_newlines(tokens: Tensor, newline: Tensor, position: str) -> Tensor:
     Returns:
         (tokens, C).
     """
+    newline = newline.to(tokens.device)  # with device_map another device than the compressor's
     match position:
         case "grid":
             breaks = newline.expand(*tokens.shape[:2], 1, -1)
@@ -60,5 +61,5 @@ def splice(inputs_embeds: Tensor, is_video_token: Tensor, video_tokens: list[Ten
         )
     if not video_tokens:
         return inputs_embeds
-    tokens = torch.cat(video_tokens).to(inputs_embeds.dtype)
+    tokens = torch.cat(video_tokens).to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(is_video_token[..., None], tokens)

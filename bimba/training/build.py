@@ -133,6 +133,7 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
     from bimba.data.tokenize import IMAGE_TOKEN, VIDEO_TOKEN
     from bimba.model.bimba import BimbaForConditionalGeneration
     from bimba.model.config import BimbaConfig
+    from bimba.model.mamba import cast
     from bimba.model.processor import BimbaProcessor
 
     tokenizer = _load_tokenizer(settings.tokenizer)
@@ -155,7 +156,8 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
         video_token_id=vocabulary[VIDEO_TOKEN],
         image_token_id=vocabulary[IMAGE_TOKEN],
     )
-    model = BimbaForConditionalGeneration(config).to(DTYPES[settings.dtype])  # type: ignore[arg-type]
+    model = BimbaForConditionalGeneration(config)
+    cast(model, DTYPES[settings.dtype])
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     side = config.vision_config.image_size

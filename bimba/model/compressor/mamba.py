@@ -62,9 +62,9 @@ class MambaCompressor(nn.Module):
         self.layers = nn.ModuleList(MambaBlock(make_mixer(), hidden_size, norm, residual) for _ in range(num_layers))
 
     def forward(self, space_time_tokens: Tensor, queries: Tensor) -> Tensor:
-        """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in the queries' dtype, computed in the parameters'."""
+        """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in the queries' dtype, computed in the weights'."""
         self._check(space_time_tokens, queries)
-        dtype = next(self.parameters()).dtype
+        dtype = self.layers[0].get_parameter("mixer.in_proj.weight").dtype  # some parameters may be wider: IN_FLOAT32
         grid = space_time_tokens.to(dtype)  # (B, T, H, W, C)
         compressed = queries.to(dtype).flatten(1, 2)  # (B, Q, C)
         for number, layer in enumerate(self.layers, start=1):
