@@ -1,10 +1,13 @@
 """BIMBA: long-video question answering with a selective-scan token compressor (arXiv 2503.09590).
 
 Importing this package is cheap; torch and transformers are imported when one of the names below is first used.
+transformers' auto classes know BIMBA from then on.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from bimba.registration import register
 
 __version__ = "0.1.0"
 
@@ -32,3 +35,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *_HOMES]
+
+
+register()

@@ -14,7 +14,7 @@ import bimba
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"bimba.types"},
+    {"bimba.types", "bimba.registration"},
     {"bimba.ops"},
     {"bimba.model", "bimba.data"},
     {"bimba.checkpoint"},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from bimba.types import BimbaError
 
@@ -51,7 +52,7 @@ class BimbaConfig(PreTrainedConfig):
     """
 
     model_type = "bimba"
-    sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen2Config}
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
     # Any: given as a dict or None, held as SiglipVisionConfig and Qwen2Config after __post_init__.
     vision_config: Any = None
@@ -66,6 +67,9 @@ class BimbaConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # Not above: bimba.registration may import this module when half of transformers is there.
+        from transformers import Qwen2Config, SiglipVisionConfig
+
         if not isinstance(self.vision_config, SiglipVisionConfig):
             sizes = {**(self.vision_config or _SO400M), "vision_use_head": False}
             self.vision_config = SiglipVisionConfig(**sizes)
@@ -79,6 +83,8 @@ class BimbaConfig(PreTrainedConfig):
         if self.temporal_pooling < 1:
             raise BimbaError(f"temporal_pooling is {self.temporal_pooling}; expected 1 or more frames.")
         super().__post_init__(**kwargs)
+        # AutoModel asks for the class that is registered for a configuration: whoever has one may ask.
+        import_module("bimba.model.bimba")
 
     @property
     def patch_grid(self) -> int:

@@ -84,6 +84,9 @@ class MambaMixer(nn.Module):
             self.A_b_log = nn.Parameter(torch.empty(self.d_inner, d_state))
             self.D_b = nn.Parameter(torch.empty(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, hidden_size, bias=False)
+        for name, parameter in self.named_parameters():
+            if name in IN_FLOAT32:
+                parameter.data = _wide(parameter.data)  # wherever the model around is built in 16 bits
         self.reset_parameters()
 
     @torch.no_grad()
