@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from bimba.checkpoint import original
+from bimba.checkpoint.card import write_card
 from bimba.checkpoint.folder import whole_folder
 from bimba.checkpoint.keymap import to_original
 from bimba.checkpoint.source import Source, open_checkpoint
@@ -68,6 +69,7 @@ def _write_ours(source: Source, folder: Path) -> None:
     source.config.dtype = source.dtype
     source.config.save_pretrained(folder)
     source.processor.save_pretrained(folder)
+    write_card(source.config, folder)
     if source.generation_config is not None:
         source.generation_config.save_pretrained(folder)
 

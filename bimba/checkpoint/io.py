@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as logging_utils
 
+from bimba.checkpoint.card import write_card
 from bimba.checkpoint.folder import whole_folder
 from bimba.checkpoint.lora import merged_state_dict
 from bimba.checkpoint.source import Source, open_checkpoint
@@ -83,13 +84,14 @@ def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | N
 def save_pretrained(
     model: BimbaForConditionalGeneration, processor: BimbaProcessor, folder: str | os.PathLike[str]
 ) -> None:
-    """Writes model and processor; the folder appears whole or not at all, and an older one is replaced.
+    """Writes model, processor and model card; the folder appears whole or not at all, and an older one is replaced.
 
     Live LoRA adapters are merged into the weights that are written; ``model`` itself keeps them.
     """
     with whole_folder(Path(folder)) as partial:
         model.save_pretrained(partial, state_dict=merged_state_dict(model))
         processor.save_pretrained(partial)
+        write_card(model.config, partial)
 
 
 @contextmanager

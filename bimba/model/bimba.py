@@ -47,6 +47,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ["video", "text"]
+    model_tags = ["bimba", "video-text-to-text", "arxiv:2503.09590"]  # of what push_to_hub uploads
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer", "MambaBlock"]
     _skip_keys_device_placement = ["past_key_values"]
