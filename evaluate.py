@@ -77,6 +77,7 @@ def evaluate(config: DictConfig) -> None:
         dtype=config.dtype,
         num_frames=config.num_frames,
         temporal_pooling=config.temporal_pooling,
+        short_videos=config.short_videos,
         batch_size=config.batch_size,
     )
     results = run_harness(model, config)
@@ -93,6 +94,7 @@ def evaluate(config: DictConfig) -> None:
         "limit": config.limit,
         "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in scores},
         "unreadable_videos": model.unreadable,
+        "short_videos": {"handled": config.short_videos, "repeated": len(model.short)},
     }
     write_json(folder / "summary.json", summary)
     title = f"{config.benchmark.name}: {config.checkpoint}"

@@ -9,9 +9,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, ShortVideos
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: 2 as argparse, 130 as shells say of Ctrl-C
 
@@ -33,6 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--options", nargs="+", metavar="OPTION", help="2 to 5 options to choose from, for every question")
     ask.add_argument("--short", action="store_true", help="ask for a single word or phrase")
     ask.add_argument("--frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's number)")
+    ask.add_argument(
+        "--short-videos",
+        choices=get_args(ShortVideos),
+        default="error",
+        help="what becomes of a video with fewer frames than that: refuse it, or repeat frames (default: %(default)s)",
+    )
     ask.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 256)")
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     ask.add_argument("--json", action="store_true", help="print one JSON list, one object per question")
@@ -68,7 +74,7 @@ def run_ask(arguments: argparse.Namespace) -> int:
     from bimba.inference import VideoQA
 
     engine = VideoQA.from_pretrained(arguments.checkpoint, device=arguments.device)
-    video = engine.encode(arguments.video, num_frames=arguments.frames)
+    video = engine.encode(arguments.video, num_frames=arguments.frames, short_videos=arguments.short_videos)
     answers: list[dict[str, Any]] = []
     for question in arguments.questions:
         if arguments.options:

@@ -10,11 +10,14 @@ Nothing here imports torch: ``import bimba`` stays cheap.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+
+ShortVideos = Literal["error", "repeat"]  # of a video with fewer frames than asked for: refuse it, or repeat frames
 
 
 class BimbaError(Exception):
@@ -23,6 +26,10 @@ class BimbaError(Exception):
 
 class VideoDecodeError(BimbaError):
     """A video file that cannot be read. The message names the file."""
+
+
+class ShortVideoError(VideoDecodeError):
+    """A video with fewer frames than asked for. The message names the file and gives both numbers."""
 
 
 class SequenceTooLongError(BimbaError):

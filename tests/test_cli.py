@@ -87,6 +87,18 @@ def test_user_errors_are_one_line_and_exit_2(checkpoint, video, capsys, argument
     assert captured.err.count("\n") == 1
 
 
+def test_a_short_video_is_refused_with_the_flags_that_help(checkpoint, tmp_path, capsys):
+    path = str(write_video(tmp_path / "short.mp4", num_frames=3))
+    assert ask(checkpoint, path, "Who?") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {path}: 3 frames, and 4 were asked for.")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    for flags in (("--frames", "3"), ("--short-videos", "repeat")):
+        assert all(flag in captured.err for flag in flags)
+        assert ask(checkpoint, path, "Who?", "--max-new-tokens", "2", *flags) == 0
+
+
 def test_a_folder_that_is_no_checkpoint_is_a_user_error(video, tmp_path, capsys):
     assert ask(str(tmp_path), video, "Who?") == 2
     assert str(tmp_path) in capsys.readouterr().err

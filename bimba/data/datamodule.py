@@ -15,7 +15,7 @@ from bimba.data.collate import collate
 from bimba.data.dataset import Processor, VideoQADataset
 from bimba.data.order import by_modality_and_length
 from bimba.data.recipe import recipe_named
-from bimba.types import Batch, BimbaError
+from bimba.types import Batch, BimbaError, ShortVideos
 
 _VALIDATION_SEED = 0  # which samples are held out must not depend on the seed of a run, or runs could not be compared
 
@@ -76,7 +76,7 @@ class VideoQADataModule(L.LightningDataModule):
     """Training and validation batches from one annotation file in LLaVA-Video-178K's format.
 
     Args:
-        annotations, video_folder, processor, num_frames, max_length: see ``VideoQADataset``.
+        annotations, video_folder, processor, num_frames, max_length, short_videos: see ``VideoQADataset``.
         global_batch_size: samples per optimizer step over all ranks; each epoch is cut to a multiple of it.
         batch_size: samples per rank and forward pass.
         num_workers: processes that read videos, per rank; 0 reads them in the training process.
@@ -98,6 +98,7 @@ class VideoQADataModule(L.LightningDataModule):
         num_workers: int = 0,
         val_samples: int = 0,
         seed: int = 0,
+        short_videos: ShortVideos | None = None,
         prepare: Callable[[], object] | None = None,
         recipe: str = "default",
     ):
@@ -106,7 +107,9 @@ class VideoQADataModule(L.LightningDataModule):
         if pad_token_id is None:
             raise BimbaError("The tokenizer has no pad token; set tokenizer.pad_token (Qwen2's is <|endoftext|>).")
         self.recipe = recipe_named(recipe)
-        self._open = partial(VideoQADataset, annotations, video_folder, processor, num_frames, max_length, self.recipe)
+        self._open = partial(
+            VideoQADataset, annotations, video_folder, processor, num_frames, max_length, self.recipe, short_videos
+        )
         self._collate = partial(collate, pad_token_id=pad_token_id)
         self.annotations = annotations
         self.global_batch_size = global_batch_size

@@ -24,8 +24,8 @@ from bimba.data.recipe import DEFAULT, Recipe
 from bimba.data.sampling import original_step
 from bimba.data.tokenize import Conversation, tokenize_conversation
 from bimba.data.transform import frames_to_pixels
-from bimba.data.video import read_frames
-from bimba.types import BadSample, BimbaError, Frames, SequenceTooLongError, VideoDecodeError
+from bimba.data.video import check_short_videos, read_frames
+from bimba.types import BadSample, BimbaError, Frames, SequenceTooLongError, ShortVideos, VideoDecodeError
 
 
 class Processor(Protocol):
@@ -47,6 +47,8 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         num_frames: how many frames of each video are read.
         max_length: the longest sequence the model takes, in tokens.
         recipe: what a sample is made of.
+        short_videos: whether a video with fewer frames than ``num_frames`` is a bad sample ("error"), or some of its
+            frames "repeat"; None: as the recipe says.
 
     Attributes:
         lengths: (samples,) words in each conversation.
@@ -63,6 +65,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         num_frames: int,
         max_length: int,
         recipe: Recipe = DEFAULT,
+        short_videos: ShortVideos | None = None,
     ):
         self.video_folder = Path(video_folder)
         if not self.video_folder.is_dir():
@@ -72,6 +75,8 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         self.max_length = max_length
         self.recipe = recipe
         self._reads: Counter[int] = Counter()  # how often this process has read each sample
+        self.short_videos = recipe.short_videos if short_videos is None else short_videos
+        check_short_videos(self.short_videos)
         # One block of bytes: a million small dicts would be copied into every worker, page by page, by the mere
         # counting of references to them.
         lines, lengths = [], []
@@ -93,7 +98,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         return row
 
     def __getitem__(self, index: int) -> dict[str, Tensor | list[Tensor]] | BadSample:
-        """A sample, or a ``BadSample`` for a video that cannot be read or a sequence that is too long.
+        """A sample, or a ``BadSample`` for a video that cannot be read or is too short, or a sequence that is too long.
 
         Returns:
             ``input_ids`` (L,) int64, ``labels`` (L,) int64, ``pixel_values_videos`` [(T, 3, h, w) float32].
@@ -104,7 +109,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         path = self.video_folder / row["video"]
         counts = [self.processor.num_video_tokens(self.num_frames)]
         try:
-            frames = read_frames(path, self.num_frames)
+            frames = read_frames(path, self.num_frames, short_videos=self.short_videos)
             if self.recipe.refuses_slow_videos:
                 _check_speed(frames)
             turns = self._timed(row["conversations"], frames, index)

@@ -7,35 +7,49 @@ where decord prints to stderr and reports a failed C++ check.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from bimba.data.sampling import frames_in_window, uniform_indices
-from bimba.types import BimbaError, Frames, VideoDecodeError
-
-log = logging.getLogger(__name__)
+from bimba.types import BimbaError, Frames, ShortVideoError, ShortVideos, VideoDecodeError
 
 REENCODE = "If a player can show it, re-encode it: ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
 FETCH_AGAIN = "Download or copy the file again."
 _HEAD_BYTES = 256
 
 
+def check_short_videos(short_videos: str) -> None:
+    """Raises a BimbaError unless this says what becomes of short videos."""
+    if short_videos not in get_args(ShortVideos):
+        raise BimbaError(f"short_videos is {short_videos!r}; expected one of {', '.join(get_args(ShortVideos))}.")
+
+
 def read_frames(
-    path: str | os.PathLike[str], num_frames: int, start_s: float | None = None, end_s: float | None = None
+    path: str | os.PathLike[str],
+    num_frames: int,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    short_videos: ShortVideos = "error",
 ) -> Frames:
     """Decodes ``num_frames`` frames spread evenly over the video, or over the window ``start_s`` to ``end_s``.
 
-    A video with fewer frames than asked for repeats some, as the original does, so the result always has
-    ``num_frames``; a debug message says so.
+    Args:
+        short_videos: what becomes of a video (or window) with fewer frames than that: "error", or "repeat" some of
+            them, as the original does.
+
+    Returns:
+        Exactly ``num_frames`` frames.
 
     Raises:
+        ShortVideoError: fewer frames than ``num_frames``, and ``short_videos`` is "error".
         VideoDecodeError: the path is not a video that can be decoded.
         BimbaError: the window does not lie in the video, or ``num_frames`` is less than one.
     """
+    check_short_videos(short_videos)
     path = Path(path)
     codec = _check_holds_video(path)
 
@@ -50,9 +64,11 @@ def read_frames(
         else:
             first, stop = frames_in_window(spans_s, start_s, end_s)
         indices = first + uniform_indices(stop - first, num_frames)
-        if stop - first < num_frames:
-            log.debug("%s: %d frames for the %d asked for; some repeat.", path, stop - first, num_frames)
+        if stop - first < num_frames and short_videos == "error":
+            raise ShortVideoError(_too_short(path, stop - first, num_frames))
         pixels = _to_numpy(reader.get_batch(indices))
+    except ShortVideoError:
+        raise
     except BimbaError as error:
         raise BimbaError(f"{path}: {error}") from error
     except (RuntimeError, ValueError, IndexError, OSError, AssertionError, decord.DECORDError) as error:
@@ -69,6 +85,15 @@ def read_frames(
         num_total=len(spans_s),
         average_fps=float(reader.get_avg_fps()),
         path=str(path),
+    )
+
+
+def _too_short(path: Path, available: int, num_frames: int) -> str:
+    frames = "1 frame" if available == 1 else f"{available} frames"
+    return (
+        f"{path}: {frames}, and {num_frames} were asked for. Ask for at most {available} (`bimba ask --frames "
+        f"{available}`), or let frames repeat (`bimba ask --short-videos repeat`; `data.short_videos=repeat` in "
+        "training; `short_videos=repeat` elsewhere)."
     )
 
 

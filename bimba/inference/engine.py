@@ -29,7 +29,7 @@ from bimba.inference.answer import Choice, Generation, bare_options, choice_from
 from bimba.inference.cache import LRUCache
 from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.model.processor import BimbaProcessor
-from bimba.types import BimbaError, SequenceTooLongError
+from bimba.types import BimbaError, SequenceTooLongError, ShortVideos
 
 CACHE_BYTES = 2 * 1024**3  # two or three 64-frame videos of the 7B model, thousands of the tiny one
 MAX_NEW_TOKENS = 256
@@ -113,10 +113,16 @@ class VideoQA:
         """The longest sequence the language model takes, in tokens."""
         return int(self.model.config.text_config.max_position_embeddings)
 
-    def read(self, path: str | os.PathLike[str], num_frames: int | None = None) -> Tensor:
+    def read(
+        self, path: str | os.PathLike[str], num_frames: int | None = None, short_videos: ShortVideos = "error"
+    ) -> Tensor:
         """Decodes a video: ``num_frames`` frames spread over it, as (T, 3, height, width) pixel values on the CPU.
 
+        Args:
+            short_videos: what becomes of a video with fewer frames than that: "error", or "repeat" some of them.
+
         Raises:
+            ShortVideoError: fewer frames than that, and ``short_videos`` is "error".
             VideoDecodeError: the file cannot be read.
             SequenceTooLongError: so many frames do not fit into the language model.
         """
@@ -124,12 +130,19 @@ class VideoQA:
         if num_frames < 1:
             raise BimbaError(f"num_frames is {num_frames}; expected 1 or more.")
         self._check_length(self.processor.num_video_tokens(num_frames), num_frames)
-        return frames_to_pixels(read_frames(path, num_frames), self.processor.image_processor)
+        frames = read_frames(path, num_frames, short_videos=short_videos)
+        return frames_to_pixels(frames, self.processor.image_processor)
 
-    def encode(self, path: str | os.PathLike[str], num_frames: int | None = None) -> EncodedVideo:
+    def encode(
+        self, path: str | os.PathLike[str], num_frames: int | None = None, short_videos: ShortVideos = "error"
+    ) -> EncodedVideo:
         """Reads and encodes a video, or takes it from the cache if the file has not changed since.
 
+        Args:
+            short_videos: as for :meth:`read`.
+
         Raises:
+            ShortVideoError: fewer frames than that, and ``short_videos`` is "error".
             VideoDecodeError: the file cannot be read.
             SequenceTooLongError: so many frames do not fit into the language model.
         """
@@ -138,10 +151,10 @@ class VideoQA:
         if file.is_file():  # what else it may be, read_frames says
             stat = file.stat()
             wanted = self.num_frames if num_frames is None else num_frames
-            key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, wanted)
+            key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, wanted, short_videos)
             if (cached := self.cache.get(key)) is not None:
                 return cached
-        video = self.encode_pixels(self.read(path, num_frames))
+        video = self.encode_pixels(self.read(path, num_frames, short_videos))
         if key is not None:
             self.cache.put(key, video)
         return video

@@ -24,9 +24,10 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
+from bimba.data.video import check_short_videos
 from bimba.inference import EncodedVideo, VideoQA
 from bimba.inference.answer import cut_at
-from bimba.types import BimbaError, VideoDecodeError
+from bimba.types import BimbaError, ShortVideoError, ShortVideos, VideoDecodeError
 
 MAX_NEW_TOKENS = 16  # for tasks that do not say; answers are letters or short phrases
 READ_AHEAD = 2  # videos decoded ahead of the one being answered
@@ -55,11 +56,14 @@ class Bimba(lmms):
         pretrained: a checkpoint folder or name for ``bimba.checkpoint.load_pretrained``.
         device, dtype, temporal_pooling: as for ``VideoQA.from_pretrained``.
         num_frames: frames sampled from each video; None = the checkpoint's number.
+        short_videos: what becomes of a video with fewer frames than that. "repeat" some of them, as for the published
+            numbers (benchmarks hold short clips), which is logged and counted, or "error": it counts as unreadable.
         batch_size, max_batch_size: taken because the harness passes them. Questions are answered one at a time, so
             that an answer never depends on what it was batched with.
 
     Attributes:
         unreadable: path -> error of each video that could not be decoded.
+        short: the videos that had fewer frames than ``num_frames``, so that some repeat.
     """
 
     is_simple = False
@@ -71,10 +75,12 @@ class Bimba(lmms):
         dtype: str | None = None,
         num_frames: int | None = None,
         temporal_pooling: int | None = None,
+        short_videos: ShortVideos = "repeat",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ):
         super().__init__()
+        check_short_videos(short_videos)
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
             logger.info(f"bimba answers one question at a time; batch size {batch_size} is not used.")
         self.engine = VideoQA.from_pretrained(
@@ -84,7 +90,9 @@ class Bimba(lmms):
         self.temporal_pooling = int(self.engine.model.config.temporal_pooling)
         self.num_frames = self.engine.num_frames if num_frames is None else num_frames
         self.device: torch.device = self.engine.model.device
+        self.short_videos = short_videos
         self.unreadable: dict[str, str] = {}
+        self.short: set[str] = set()
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers of all requests, in their order."""
@@ -116,6 +124,12 @@ class Bimba(lmms):
         if self.unreadable:
             names = _listing(self.unreadable)
             logger.error(f"{len(self.unreadable)} of {len(by_video)} videos unreadable, counted as wrong: {names}")
+        if self.short:
+            names = _listing(sorted(self.short))
+            logger.warning(
+                f"{len(self.short)} of {len(by_video)} videos have fewer than {self.num_frames} frames, so some of "
+                f"them repeat (short_videos=repeat): {names}"
+            )
         return [answer for answer in answers if answer is not None]
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
@@ -153,6 +167,17 @@ class Bimba(lmms):
         for question in questions:
             self.engine.check_prompt(question.prompt, self.num_frames, question.max_new_tokens)
 
+    def _read(self, path: str) -> Tensor:
+        """(T, 3, h, w) pixel values; notes in :attr:`short` where frames repeat."""
+        try:
+            return self.engine.read(path, self.num_frames)
+        except ShortVideoError:
+            if self.short_videos == "error":
+                raise
+            pixel_values = self.engine.read(path, self.num_frames, self.short_videos)
+            self.short.add(path)
+            return pixel_values
+
     def _read_ahead(self, paths: Iterable[str]) -> Iterator[tuple[str, Tensor | VideoDecodeError]]:
         """Decodes in a second thread; yields (T, 3, h, w) pixel values, or the error, in the order of ``paths``."""
         remaining = iter(paths)
@@ -161,7 +186,7 @@ class Bimba(lmms):
             try:
                 while True:
                     while len(pending) <= READ_AHEAD and (path := next(remaining, None)) is not None:
-                        pending.append((path, pool.submit(self.engine.read, path, self.num_frames)))
+                        pending.append((path, pool.submit(self._read, path)))
                     if not pending:
                         return
                     path, reading = pending.popleft()

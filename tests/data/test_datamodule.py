@@ -136,6 +136,13 @@ def test_bad_videos_are_listed_not_replaced(make, root, tmp_path):
     assert sum(len(batch["input_ids"]) for batch in found if "input_ids" in batch) == NUM_CLIPS - 2
 
 
+def test_short_videos_are_listed_unless_frames_may_repeat(make):
+    found = batches(make(num_frames=TINY_CLIP.num_video_frames + 1))
+    assert all(set(batch) == {"bad_samples"} and len(batch["bad_samples"]) == 2 for batch in found)
+    found = batches(make(num_frames=TINY_CLIP.num_video_frames + 1, short_videos="repeat"))
+    assert all(batch["bad_samples"] == [] and len(batch["input_ids"]) == 2 for batch in found)
+
+
 def test_sequences_over_the_limit_are_bad_samples(make):
     found = batches(make(max_length=50))
     assert all(set(batch) == {"bad_samples"} and len(batch["bad_samples"]) == 2 for batch in found)

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bimba.data.dataset import VideoQADataset
+from bimba.data.recipe import RECIPES
 from bimba.types import BadSample, BimbaError
 from tests.data.files import numbered_frames, write_video
 
@@ -26,10 +28,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def open_rows(folder: Path, rows: object, processor, suffix: str = ".json", max_length: int = 200) -> VideoQADataset:
+def open_rows(
+    folder: Path, rows: object, processor, suffix: str = ".json", max_length: int = 200, **options: Any
+) -> VideoQADataset:
     path = folder / f"annotations{suffix}"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) if suffix == ".jsonl" else json.dumps(rows))
-    return VideoQADataset(path, folder, processor, num_frames=4, max_length=max_length)
+    return VideoQADataset(path, folder, processor, **{"num_frames": 4, "max_length": max_length, **options})
 
 
 def test_a_sample(folder, processor):
@@ -69,6 +73,20 @@ def test_unreadable_video_is_a_bad_sample(folder, processor, video):
     assert sample.path == str(folder / video)
     assert sample.error.startswith(sample.path)
     assert not isinstance(dataset[1], BadSample)
+
+
+def test_a_short_video_is_a_bad_sample_unless_frames_may_repeat(folder, processor):
+    sample = open_rows(folder, [row()], processor, num_frames=17)[0]
+    assert isinstance(sample, BadSample)
+    assert sample.path == str(folder / "good.mp4")
+    assert sample.error.startswith(f"{sample.path}: 16 frames, and 17 were asked for.")
+    repeated = open_rows(folder, [row()], processor, num_frames=17, short_videos="repeat")[0]
+    assert [len(pixels) for pixels in repeated["pixel_values_videos"]] == [17]
+    original = {"max_length": 400, "num_frames": 17, "recipe": RECIPES["original"]}
+    assert len(open_rows(folder, [row()], processor, **original)[0]["pixel_values_videos"][0]) == 17
+    assert isinstance(open_rows(folder, [row()], processor, **original, short_videos="error")[0], BadSample)
+    with pytest.raises(BimbaError, match="short_videos is 'maybe'"):
+        open_rows(folder, [row()], processor, short_videos="maybe")
 
 
 def test_too_long_sequence_is_a_bad_sample(folder, processor):

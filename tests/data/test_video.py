@@ -10,7 +10,7 @@ import pytest
 
 from bimba.data.sampling import uniform_indices
 from bimba.data.video import read_frames
-from bimba.types import BimbaError, VideoDecodeError
+from bimba.types import BimbaError, ShortVideoError, VideoDecodeError
 from tests.data.files import GOLDEN, frame_numbers, numbered_frames, write_video
 
 
@@ -35,14 +35,40 @@ def test_every_frame_is_the_right_one(video):
     assert frame_numbers(read_frames(video, 96).pixels) == list(range(96))
 
 
-def test_short_video_repeats_frames(make_video):
-    frames = read_frames(make_video(3), 8)
+def test_a_short_video_is_an_error_with_both_numbers_and_the_remedies(make_video):
+    path = make_video(3)
+    with pytest.raises(ShortVideoError) as caught:
+        read_frames(path, 8)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: 3 frames, and 8 were asked for.")
+    for remedy in ("--frames 3", "--short-videos repeat", "data.short_videos=repeat", "short_videos=repeat"):
+        assert remedy in message
+    assert "\n" not in message
+    assert read_frames(path, 3).indices.tolist() == [0, 1, 2]
+
+
+def test_a_short_window_is_an_error(video):
+    with pytest.raises(ShortVideoError, match="16 frames, and 17 were asked for"):
+        read_frames(video, 17, start_s=2.0, end_s=4.0)
+    repeated = read_frames(video, 17, start_s=2.0, end_s=4.0, short_videos="repeat")
+    assert set(repeated.indices.tolist()) == set(range(16, 32))
+
+
+def test_unknown_handling_of_short_videos(video):
+    with pytest.raises(BimbaError, match="short_videos is 'skip'; expected one of error, repeat"):
+        read_frames(video, 4, short_videos="skip")
+
+
+def test_short_video_repeats_frames_if_asked_to(make_video):
+    frames = read_frames(make_video(3), 8, short_videos="repeat")
     assert frames.indices.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
     assert frame_numbers(frames.pixels) == frames.indices.tolist()
 
 
 def test_one_frame(make_video):
-    frames = read_frames(make_video(1), 4)
+    with pytest.raises(ShortVideoError, match="1 frame, and 4 were"):
+        read_frames(make_video(1), 4)
+    frames = read_frames(make_video(1), 4, short_videos="repeat")
     assert frames.indices.tolist() == [0, 0, 0, 0]
     assert frames.pixels.shape[0] == 4
 
@@ -101,7 +127,7 @@ def test_agrees_with_the_originals_decoding():
     )
     for row in golden["training"]:
         if row["force_sample"] and row["frames_upbound"] == 8 and "error" not in row:
-            frames = read_frames(GOLDEN / "videos" / f"{row['video']}.mp4", 8)
+            frames = read_frames(GOLDEN / "videos" / f"{row['video']}.mp4", 8, short_videos="repeat")
             assert ",".join(f"{time_s:.2f}s" for time_s in frames.times_s) == row["frame_time"]
             assert frames.duration_s == pytest.approx(row["video_time"], abs=1e-3)
 

@@ -13,7 +13,7 @@ from bimba.data.tokenize import tokenize_prompt
 from bimba.inference import VideoQA
 from bimba.inference.engine import resolve_device, resolve_dtype
 from bimba.model.splice import splice
-from bimba.types import BimbaError, SequenceTooLongError, VideoDecodeError
+from bimba.types import BimbaError, SequenceTooLongError, ShortVideoError, VideoDecodeError
 
 QUESTIONS = ["Who scored?", "What happens after the goal?", "Who scored?", "And then?"]
 OPTIONS = ["red", "green", "blue", "grey"]
@@ -141,7 +141,7 @@ def test_the_bytes_of_a_video_are_its_tokens_keys_and_values(engine, video_file)
 def test_a_video_is_read_once_until_its_file_changes(engine, tmp_path, monkeypatch):
     reads = []
     read_frames = engine_module.read_frames
-    monkeypatch.setattr(engine_module, "read_frames", lambda *args: (reads.append(args), read_frames(*args))[1])
+    monkeypatch.setattr(engine_module, "read_frames", lambda *a, **k: (reads.append(a), read_frames(*a, **k))[1])
     path = write_video(tmp_path / "video.mp4")
     first = engine.encode(path)
     assert engine.encode(str(path)) is first
@@ -151,6 +151,17 @@ def test_a_video_is_read_once_until_its_file_changes(engine, tmp_path, monkeypat
     write_video(path, num_frames=13, seed=1)
     assert engine.encode(path) is not first
     assert len(reads) == 3
+
+
+def test_a_short_video_is_refused_unless_frames_may_repeat_and_the_cache_knows_which(engine, tmp_path):
+    path = write_video(tmp_path / "short.mp4", num_frames=3)
+    with pytest.raises(ShortVideoError, match=r"short\.mp4: 3 frames, and 4 were asked for"):
+        engine.encode(path)
+    video = engine.encode(path, short_videos="repeat")
+    assert (video.num_frames, engine.encode(path, short_videos="repeat")) == (4, video)
+    with pytest.raises(ShortVideoError):
+        engine.encode(path)
+    assert engine.encode(path, num_frames=3).num_frames == 3
 
 
 def test_too_many_frames_are_refused_before_anything_is_decoded(engine):

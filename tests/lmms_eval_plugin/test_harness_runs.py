@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_checkpoint import NUM_FRAMES, QUESTIONS_PER_TASK, write_needles
+from tiny_checkpoint import NUM_FRAMES, QUESTIONS_PER_TASK, write_needles, write_video
 
 from bimba.inference import EncodedVideo, VideoQA
 from bimba.inference.answer import Generation
@@ -95,6 +95,19 @@ def test_an_unreadable_video_is_listed_in_the_summary(evaluate, checkpoint, tmp_
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["unreadable_videos"]) == [str(broken.resolve())]
     assert all(score["n"] == QUESTIONS_PER_TASK for score in summary["tasks"].values())
+
+
+@pytest.mark.parametrize(("handled", "repeated", "unreadable"), [("repeat", 1, 0), ("error", 0, 1)])
+def test_short_videos_are_counted_in_the_summary(
+    evaluate, checkpoint, tmp_path, monkeypatch, handled, repeated, unreadable
+):
+    root = write_needles(tmp_path / "needle")
+    write_video(root / "test" / "videos" / "b.mp4", num_frames=NUM_FRAMES - 1)
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(root))
+    out = evaluate(f"checkpoint={checkpoint}", *([] if handled == "repeat" else [f"short_videos={handled}"]))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["short_videos"] == {"handled": handled, "repeated": repeated}
+    assert len(summary["unreadable_videos"]) == unreadable
 
 
 def test_evaluate_limits_questions_and_frames(evaluate, checkpoint, needle_root, monkeypatch):

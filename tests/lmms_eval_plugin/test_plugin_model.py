@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 from lmms_eval.api.instance import Instance
+from loguru import logger
 from tiny_checkpoint import NUM_FRAMES, write_video
 
 import bimba.inference.engine as engine_module
@@ -47,7 +48,9 @@ def alternating_docs(videos, n=6):
 def test_answers_come_in_request_order_and_each_video_is_decoded_and_encoded_once(model, videos, monkeypatch):
     decoded, encoded = [], []
     read_frames, encode_pixels = engine_module.read_frames, model.engine.encode_pixels
-    monkeypatch.setattr(engine_module, "read_frames", lambda path, n: (decoded.append(path), read_frames(path, n))[1])
+    monkeypatch.setattr(
+        engine_module, "read_frames", lambda p, *a, **k: (decoded.append(p), read_frames(p, *a, **k))[1]
+    )
     monkeypatch.setattr(model.engine, "encode_pixels", lambda x: (encoded.append(len(x)), encode_pixels(x))[1])
     docs = alternating_docs(videos)
     results = model.generate_until(requests(model, docs))
@@ -100,8 +103,39 @@ def test_an_unreadable_video_is_counted_and_costs_no_other_answer(model, videos,
     assert "broken.mp4" in model.unreadable[str(broken)]
 
 
+def short_docs(videos, tmp_path):
+    path = str(write_video(tmp_path / "short.mp4", num_frames=NUM_FRAMES - 1))
+    return path, [*alternating_docs(videos, 2), *({"video": path, "text": text} for text in ("Who?", "What?"))]
+
+
+def test_short_videos_repeat_frames_and_are_counted(model, videos, tmp_path):
+    path, docs = short_docs(videos, tmp_path)
+    messages: list[str] = []
+    sink = logger.add(messages.append, level="WARNING", format="{message}")
+    try:
+        results = model.generate_until(requests(model, docs))
+    finally:
+        logger.remove(sink)
+    assert (model.short, model.unreadable) == ({path}, {})
+    said = [message for message in messages if path in message]
+    assert len(said) == 1
+    assert f"1 of 3 videos have fewer than {NUM_FRAMES} frames" in said[0]
+    video = VideoQA(model.engine.model, model.engine.processor).encode(path, short_videos="repeat")
+    assert [r.text for r in results[2:]] == [video.ask("Who?", 6), video.ask("What?", 6)]
+
+
+def test_short_videos_can_count_as_unreadable(checkpoint, videos, tmp_path):
+    model = Bimba(pretrained=str(checkpoint), device="cpu", short_videos="error")
+    path, docs = short_docs(videos, tmp_path)
+    results = model.generate_until(requests(model, docs))
+    assert [r.text for r in results[2:]] == ["", ""]
+    assert (model.short, list(model.unreadable)) == (set(), [path])
+    with pytest.raises(BimbaError, match="short_videos is 'skip'"):
+        Bimba(pretrained=str(checkpoint), device="cpu", short_videos="skip")
+
+
 def test_an_error_while_reading_that_is_not_the_videos_stops_the_run(model, videos, monkeypatch):
-    def out_of_memory(path, num_frames):
+    def out_of_memory(*args, **kwargs):
         raise MemoryError("full")
 
     monkeypatch.setattr(engine_module, "read_frames", out_of_memory)
