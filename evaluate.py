@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEYS = {
+    "benchmark", "paths", "checkpoint", "num_frames", "temporal_pooling", "short_videos", "limit", "batch_size",
+    "device", "dtype", "output_dir",
+}  # fmt: skip
+
 
 def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
     """The harness's results, with every answer under ``samples``.
@@ -108,6 +113,8 @@ def evaluate(config: DictConfig) -> None:
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> None:
     try:
+        if unknown := sorted(set(map(str, config)) - KEYS):
+            raise BimbaError(f"Nobody reads {', '.join(unknown)}; expected only {', '.join(sorted(KEYS))}.")
         OmegaConf.resolve(config)
         evaluate(config)
     except BimbaError as error:

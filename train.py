@@ -12,6 +12,7 @@ A run leaves in its folder (hydra.run.dir, by default outputs/train/<date>/<time
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # data.num_workers is explained in conf/data
         ".*Total length of .* across ranks is zero.*",  # data.val_samples=0
         ".*None of the inputs have requires_grad=True.*",  # of reentrant checkpointing; build_model says what follows
+        ".*`training_step` returned `None`.*",  # every sample of the batch was bad, which BadVideoGuard reports
         ".*your dataloader is not resumable.*",  # it is: the data module's sampler skips what was seen
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -136,6 +138,9 @@ def message_of(error: Exception) -> str:
         if isinstance(cause, BimbaError):
             return f"Error: {cause}"
         cause = cause.__cause__
+    # A key of a node that is built as it stands, such as trainer: Hydra says so in three lines.
+    if unread := re.search(r"unexpected keyword argument '(\w+)'.*full_key: (\S+)", str(error), re.DOTALL):
+        return f"Error: Nobody reads {unread[2]}.{unread[1]}; remove it. `python train.py --help` lists the keys."
     return f"Error: {error} (show_traceback=true shows where it comes from)"
 
 

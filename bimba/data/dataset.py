@@ -114,8 +114,10 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
                 _check_speed(frames)
             turns = self._timed(row["conversations"], frames, index)
             tokens = tokenize_conversation(turns, self.processor.tokenizer, counts, self.max_length, self.recipe)
-        except (SequenceTooLongError, VideoDecodeError) as error:
+        except VideoDecodeError as error:
             return BadSample(path=str(path), error=str(error))
+        except SequenceTooLongError as error:  # knows nothing of files
+            return BadSample(path=str(path), error=f"{path}: {error}")
         return {**tokens, "pixel_values_videos": [frames_to_pixels(frames, self.processor.image_processor)]}
 
     def _timed(self, conversation: Conversation, frames: Frames, index: int) -> Conversation:

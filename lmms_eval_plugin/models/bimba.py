@@ -127,8 +127,8 @@ class Bimba(lmms):
         if self.short:
             names = _listing(sorted(self.short))
             logger.warning(
-                f"{len(self.short)} of {len(by_video)} videos have fewer than {self.num_frames} frames, so some of "
-                f"them repeat (short_videos=repeat): {names}"
+                f"{len(self.short)} of {len(by_video)} videos have fewer than {self.num_frames} frames, so "
+                f"frames repeat (short_videos=repeat): {names}"
             )
         return [answer for answer in answers if answer is not None]
 

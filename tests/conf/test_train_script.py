@@ -92,6 +92,9 @@ def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
     [
         (["checkpoint=nowhere"], "There is no checkpoint folder nowhere"),
         (["+extra=1"], "Nobody reads extra"),
+        (["+trainer.extra=1"], "Nobody reads trainer.extra; remove it"),
+        (["+data.extra=1"], "Nobody reads data.extra; remove it"),
+        (["data.short_videos=skip"], "short_videos is 'skip'; expected one of error, repeat"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is no file"),
         (["experiment=bimba_7b"], "give data.annotations=... data.video_folder=..."),
         (["model.dtype=bfloat16"], "Expected trainer.precision=bf16-mixed"),

@@ -93,6 +93,7 @@ def test_too_long_sequence_is_a_bad_sample(folder, processor):
     sample = open_rows(folder, [row()], processor, max_length=20)[0]
     assert isinstance(sample, BadSample)
     assert sample.path == str(folder / "good.mp4")
+    assert sample.error.startswith(f"{sample.path}: ")
     assert "the limit is 20" in sample.error
 
 

@@ -124,6 +124,8 @@ def test_evaluate_limits_questions_and_frames(evaluate, checkpoint, needle_root,
         (["benchmark.environment.BIMBA_NEEDLE_ROOT=/nowhere"], "error: No needle test data.*python train.py"),
         (["checkpoint=/nowhere"], "error: .*checkpoint.*/nowhere"),
         (["device=nonsense"], "error: .*'nonsense'"),
+        (["short_videos=skip"], "error: short_videos is 'skip'; expected one of error, repeat"),
+        (["+extra=1"], "error: Nobody reads extra; expected only batch_size, "),
     ],
 )
 def test_a_failed_evaluation_does_not_exit_0(evaluate, checkpoint, overrides, message, tmp_path):
