@@ -5,6 +5,7 @@ A transformers model: ``save_pretrained``, ``from_pretrained``, ``generate``, Lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from bimba.model.anyres import ImageSize
 from bimba.model.compressor import build_compressor
 from bimba.model.config import BimbaConfig
 from bimba.model.mamba import IN_FLOAT32, AttentionMixer, MambaMixer
@@ -31,6 +33,7 @@ from bimba.model.vision import patch_features
 from bimba.types import BimbaError
 
 PixelValues = Tensor | list[Tensor]  # (V, T, 3, height, width), or V tensors of (T, 3, height, width)
+MEDIA = ("pixel_values_videos", "pixel_values_images", "image_sizes")  # forward's arguments, one item per medium each
 
 
 class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -46,7 +49,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = BimbaConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ["video", "text"]
+    input_modalities = ["video", "image", "text"]
     model_tags = ["bimba", "video-text-to-text", "arxiv:2503.09590"]  # of what push_to_hub uploads
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer", "MambaBlock"]
@@ -92,38 +95,46 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values_videos: PixelValues | None = None,
+        pixel_values_images: Sequence[Tensor] | None = None,
+        image_sizes: Sequence[ImageSize] | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Answers a prompt about videos.
+        """Answers a prompt about videos and images.
 
         Args:
             input_ids: (B, L) int64; each video stands as a run of ``config.video_token_id``, as long as the
-                video's tokens (``BimbaProcessor.num_video_tokens``).
+                video's tokens (``BimbaProcessor.num_video_tokens``), and each image as one of
+                ``config.image_token_id`` (``BimbaProcessor.num_image_tokens``).
             attention_mask: (B, L), 1 = token, 0 = padding.
             pixel_values_videos: normalised frames of the videos in order of appearance.
-            inputs_embeds: (B, L, C) instead of ``input_ids``, video tokens already in place.
+            pixel_values_images: one (tiles, 3, height, width) per image in order of appearance
+                (``BimbaProcessor.image_tiles``).
+            image_sizes: (width, height) of each image before it was cut into tiles.
+            inputs_embeds: (B, L, C) instead of ``input_ids``, the tokens of videos and images already in place.
             past_key_values: keys and values of what stands before ``input_ids``; unless that is nothing, placeholders
-                count as videos only where ``pixel_values_videos`` comes with them.
+                count as such only where pixels come with them.
             labels: (B, L) int64, -100 = not trained on.
 
         Returns:
             ``loss`` (mean over the labelled tokens), ``logits`` (B, L, vocabulary), ``past_key_values``.
 
         Raises:
-            BimbaError: placeholders and videos do not match, or pixels have a wrong shape.
+            BimbaError: placeholders and videos or images do not match, or pixels have a wrong shape.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise BimbaError("The model was called with neither input_ids nor inputs_embeds; give one of them.")
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            videos = [] if pixel_values_videos is None else self.encode_videos(pixel_values_videos)
+            images = [] if pixel_values_images is None else self.encode_images(pixel_values_images, image_sizes)
             # A model can write a placeholder: after a cached beginning and without pixels it is a token like any other.
-            if pixel_values_videos is not None or past_key_values is None or not past_key_values.get_seq_length():
-                videos = [] if pixel_values_videos is None else self.encode_videos(pixel_values_videos)
-                inputs_embeds = splice(inputs_embeds, input_ids == self.config.video_token_id, videos)
+            if videos or images or past_key_values is None or not past_key_values.get_seq_length():
+                inputs_embeds = self._embed(input_ids, videos, images)
+            else:
+                inputs_embeds = self.get_input_embeddings()(input_ids)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -132,6 +143,13 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+
+    def _embed(self, input_ids: Tensor, videos: list[Tensor], images: list[Tensor]) -> Tensor:
+        """(B, L) ids to (B, L, C): the prompt with the tokens of its videos and images in place."""
+        is_video, is_image = input_ids == self.config.video_token_id, input_ids == self.config.image_token_id
+        # Placeholders may lie behind the last row: the vocabulary of adapters is cut to the tokenizer's.
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_video | is_image, 0))
+        return splice(splice(embeddings, is_video, videos, "video"), is_image, images, "image")
 
     def encode_videos(self, pixel_values: PixelValues) -> list[Tensor]:
         """Like :meth:`encode_video` for many videos; those with the same number of frames go as one batch."""
@@ -156,6 +174,37 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         return self.encode_videos([pixel_values])[0]
 
+    def encode_images(self, tiles: Sequence[Tensor], image_sizes: Sequence[ImageSize] | None) -> list[Tensor]:
+        """Like :meth:`encode_image` for many images.
+
+        Raises:
+            BimbaError: another number of sizes than of images.
+        """
+        sizes = () if image_sizes is None else image_sizes
+        if len(tiles) != len(sizes):
+            raise BimbaError(
+                f"Got pixel_values_images of {len(tiles)} images and {len(sizes)} image_sizes; "
+                "give one (width, height) per image."
+            )
+        return [self.encode_image(*image) for image in zip(tiles, sizes)]
+
+    def encode_image(self, tiles: Tensor, image_size: ImageSize) -> Tensor:
+        """One image to the tokens the language model reads.
+
+        Args:
+            tiles: (tiles, 3, height, width) normalised pixels, the whole image first.
+            image_size: (width, height) of the image before it was cut into tiles.
+
+        Returns:
+            (tokens, C): vision, projector, newlines. Images pass neither pooling nor compressor.
+
+        Raises:
+            BimbaError: the tiles have a wrong shape, or are not as many as an image of this size has.
+        """
+        features = self.projector(patch_features(self.vision_tower, tiles))  # (tiles, H, W, C)
+        size = [int(number) for number in image_size]  # rows of a tensor would divide in single precision
+        return self.config.anyres.pack(features, self.image_newline, size)
+
     def _compress(self, pixel_values: Tensor) -> Tensor:
         """(B, T, 3, height, width) -> (B, T', H', W', C): frames to refined queries."""
         batch, num_frames = pixel_values.shape[:2]
@@ -168,30 +217,30 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return compressed.unflatten(2, queries.shape[2:4])
 
     def _expand_inputs_for_generation(  # type: ignore[override]
-        self, expand_size: int = 1, *, pixel_values_videos: PixelValues | None = None, **kwargs: Any
+        self, expand_size: int = 1, **kwargs: Any
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
-        """Beams and several answers per prompt: each copy of a prompt gets its videos."""
+        """Beams and several answers per prompt: each copy of a prompt gets its videos and images."""
+        media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
         input_ids, expanded = super()._expand_inputs_for_generation(expand_size, **kwargs)  # type: ignore[misc]
-        if pixel_values_videos is not None:
-            num_prompts = len(input_ids) // expand_size
-            if len(pixel_values_videos) % num_prompts:
+        num_prompts = len(input_ids) // expand_size
+        for name, items in media.items():
+            if len(items) % num_prompts:
                 raise BimbaError(
-                    f"Got {len(pixel_values_videos)} videos for {num_prompts} prompts; generating several sequences "
-                    "per prompt takes the same number of videos in each prompt. Generate for one prompt at a time."
+                    f"Got {name} of {len(items)} for {num_prompts} prompts; generating several sequences per prompt "
+                    "takes the same number of videos, and of images, in each. Generate for one prompt at a time."
                 )
-            per_prompt = len(pixel_values_videos) // num_prompts
-            expanded["pixel_values_videos"] = [
-                pixel_values_videos[prompt * per_prompt + i]
+            per_prompt = len(items) // num_prompts
+            expanded[name] = [
+                items[prompt * per_prompt + i]
                 for prompt in range(num_prompts)
                 for _ in range(expand_size)
                 for i in range(per_prompt)
             ]
         return input_ids, expanded
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # the videos are ours
+    def prepare_inputs_for_generation(  # type: ignore[override]  # videos and images are ours
         self,
         input_ids: torch.LongTensor,
-        pixel_values_videos: PixelValues | None = None,
         inputs_embeds: Tensor | None = None,  # by name, or transformers refuses generate(inputs_embeds=...)
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -202,12 +251,13 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{input_ids.shape[1] - unread} positions. Give the ids of the whole prompt, cached ones included, or "
                 "the rest of the ids with an attention_mask over both."
             )
+        media = {name: kwargs.pop(name, None) for name in MEDIA}
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
-        # Once the cache holds the video, only new tokens pass the model.
+        # Once the cache holds videos and images, only new tokens pass the model.
         if kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):
-            inputs["pixel_values_videos"] = pixel_values_videos
+            inputs.update(media)
         return inputs
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from bimba.types import BimbaError
+
+if TYPE_CHECKING:
+    from bimba.model.anyres import AnyRes
 
 NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")
 
@@ -46,7 +49,11 @@ class BimbaConfig(PreTrainedConfig):
         newline_position: where newline tokens go: after each row of the compressed grid ("grid", the published
             model), each frame ("frame"), the whole video ("one_token"), or nowhere ("no_token").
         num_frames: how many frames a video is read with unless the caller says otherwise.
-        video_token_id, image_token_id: the placeholder tokens that the tokens of videos and images replace.
+        image_grid_pinpoints: [width, height] in pixels of every grid of tiles an image may be fitted into (the
+            original's key and order; transformers' LLaVA models write [height, width]); None: 1 x 1 to 6 x 6 tiles.
+        image_max_tiles: an image with clearly more tiles is shrunk to as many tokens as these would have.
+        video_token_id, image_token_id: the placeholder tokens that the tokens of videos and images replace; they need
+            not be in the language model's vocabulary.
         original_config: what the ``config.json`` of a checkpoint in the original's layout said; it is written back when
             the checkpoint is converted to that layout, and read by nothing else.
     """
@@ -61,6 +68,8 @@ class BimbaConfig(PreTrainedConfig):
     temporal_pooling: int = 1
     newline_position: str = "grid"
     num_frames: int = 64
+    image_grid_pinpoints: list | None = None
+    image_max_tiles: int = 9
     video_token_id: int = 151646
     image_token_id: int = 151647
     original_config: dict | None = None
@@ -82,6 +91,7 @@ class BimbaConfig(PreTrainedConfig):
             )
         if self.temporal_pooling < 1:
             raise BimbaError(f"temporal_pooling is {self.temporal_pooling}; expected 1 or more frames.")
+        _ = self.anyres  # raises where the grids do not fit the vision tower
         super().__post_init__(**kwargs)
         # AutoModel asks for the class that is registered for a configuration: whoever has one may ask.
         import_module("bimba.model.bimba")
@@ -90,6 +100,14 @@ class BimbaConfig(PreTrainedConfig):
     def patch_grid(self) -> int:
         """H = W: patch rows and columns of a frame."""
         return int(self.vision_config.image_size // self.vision_config.patch_size)
+
+    @property
+    def anyres(self) -> AnyRes:
+        """How images become tiles and tokens."""
+        from bimba.model.anyres import AnyRes  # not above: sizes alone need neither torch nor image processing
+
+        side = int(self.vision_config.image_size)
+        return AnyRes(side, self.patch_grid, self.image_grid_pinpoints, self.image_max_tiles)
 
 
 AutoConfig.register("bimba", BimbaConfig)

@@ -7,47 +7,76 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoProcessor,
+    BatchFeature,
+    LlavaOnevisionImageProcessorPil,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SiglipImageProcessor,
+    SiglipImageProcessorPil,
+)
 
+from bimba.model.anyres import AnyRes, ImageSize
 from bimba.model.config import BimbaConfig
 from bimba.model.queries import query_grid
 from bimba.model.splice import num_video_tokens
 from bimba.types import BimbaError, Frames
 
 VIDEO_TAG = "<video>"
+IMAGE_TAG = "<image>"
+# Pillow's pixels are the original's to the bit; torchvision's come two to three times faster and now and then one of
+# 256 levels off.
+_BACKENDS = {"pil": SiglipImageProcessorPil, "torchvision": SiglipImageProcessor}
 
 
 class BimbaProcessor(ProcessorMixin):
-    """Frames to pixel values, text to ids, and how many tokens a video becomes.
+    """Frames and images to pixel values, text to ids, and how many tokens a video or an image becomes.
 
     Args:
         image_processor: resizes to the tower's size and normalises (SigLIP: mean and std 0.5).
-        tokenizer: Qwen2's, with the token ``<|video_pad|>``.
+        tokenizer: Qwen2's, with the token ``<|video_pad|>``, and ``<|image_pad|>`` if there are images.
         patch_grid: patch rows (= columns) of a frame.
-        temporal_pooling, newline_position, num_frames: as in ``BimbaConfig``.
+        temporal_pooling, newline_position, num_frames, image_grid_pinpoints, image_max_tiles: as in ``BimbaConfig``.
+        image_backend: "pil" or "torchvision": what ``image_processor`` resizes frames with, whatever it was made
+            with. None: as it was made. Saved, because transformers forgets it when it saves an image processor.
+
+    Raises:
+        BimbaError: an unknown ``image_backend``.
     """
 
     video_token = "<|video_pad|>"
     image_token = "<|image_pad|>"
 
-    image_processor: BaseImageProcessor
+    image_processor: SiglipImageProcessor | SiglipImageProcessorPil
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
-        image_processor: BaseImageProcessor | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: SiglipImageProcessor | SiglipImageProcessorPil,
+        tokenizer: PreTrainedTokenizerBase,
         patch_grid: int = 27,
         temporal_pooling: int = 1,
         newline_position: str = "grid",
         num_frames: int = 64,
+        image_grid_pinpoints: list | None = None,
+        image_max_tiles: int = 9,
+        image_backend: str | None = None,
         chat_template: str | None = None,
     ):
         self.patch_grid = patch_grid
         self.temporal_pooling = temporal_pooling
         self.newline_position = newline_position
         self.num_frames = num_frames
+        self.image_grid_pinpoints = image_grid_pinpoints
+        self.image_max_tiles = image_max_tiles
+        self.image_backend = image_backend or image_processor.backend
+        if self.image_backend not in _BACKENDS:
+            raise BimbaError(f"image_backend is {self.image_backend!r}; expected one of {', '.join(_BACKENDS)}.")
+        if self.image_backend != image_processor.backend:
+            image_processor = _BACKENDS[self.image_backend].from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @property
@@ -62,6 +91,20 @@ class BimbaProcessor(ProcessorMixin):
         """
         num_groups, side = query_grid(num_frames, self.patch_grid, self.temporal_pooling)
         return num_video_tokens(num_groups, side, side, self.newline_position)
+
+    @property
+    def anyres(self) -> AnyRes:
+        """How images become tiles and tokens."""
+        side = self.image_processor.size["height"]
+        return AnyRes(side, self.patch_grid, self.image_grid_pinpoints, self.image_max_tiles)
+
+    def num_image_tokens(self, image_size: ImageSize) -> int:
+        """How many tokens an image of (width, height) pixels is in the prompt.
+
+        Raises:
+            BimbaError: not two positive numbers.
+        """
+        return self.anyres.num_tokens(image_size)
 
     def pixel_values(self, frames: Frames | np.ndarray) -> Tensor:
         """(T, height, width, 3) uint8 frames of any size to (T, 3, h, w) float32 normalised pixels.
@@ -79,38 +122,88 @@ class BimbaProcessor(ProcessorMixin):
         output = self.image_processor(images=channels_first, input_data_format="channels_first", return_tensors="pt")
         return output["pixel_values"]
 
+    def image_tiles(self, image: Image.Image | np.ndarray) -> Tensor:
+        """An image, or its (height, width, 3) uint8 RGB array, to (tiles, 3, h, w) float32 normalised pixels.
+
+        The first tile is the whole image, the others the grid of :class:`~bimba.model.anyres.AnyRes` row by row.
+        Always resized by Pillow: one image is quickly read, and these are the original's pixels to the bit.
+
+        Raises:
+            BimbaError: an array of another shape or dtype.
+        """
+        anyres = self.anyres
+        cutter = LlavaOnevisionImageProcessorPil(
+            size={"height": anyres.side, "width": anyres.side},
+            image_mean=self.image_processor.image_mean,
+            image_std=self.image_processor.image_std,
+            image_grid_pinpoints=[[height, width] for width, height in anyres.resolutions],
+        )
+        tiles: Tensor = cutter(images=_picture(image), return_tensors="pt")["pixel_values"][0]
+        return tiles
+
     def __call__(
         self,
         text: str | Sequence[str],
         videos: Sequence[Frames | np.ndarray] = (),
+        images: Sequence[Image.Image | np.ndarray] = (),
         **tokenizer_kwargs: Any,
     ) -> BatchFeature:
-        """Prompts and their videos to the model's inputs.
+        """Prompts and their videos and images to the model's inputs.
 
         Args:
-            text: one or more prompts; each ``<video>`` in them stands for the next of ``videos``.
+            text: one or more prompts; each ``<video>`` in them stands for the next of ``videos``, and each
+                ``<image>`` for the next of ``images``.
             videos: frames, (T, height, width, 3) uint8 each.
+            images: PIL images or (height, width, 3) uint8 arrays.
             tokenizer_kwargs: handed to the tokenizer (padding, return_tensors, ...).
 
         Raises:
-            BimbaError: tags and videos do not match in number.
+            BimbaError: tags and videos or images do not match in number, or the tokenizer has no token for images.
         """
         texts = [text] if isinstance(text, str) else list(text)
         pixels = [self.pixel_values(video) for video in videos]
-        num_tags = sum(t.count(VIDEO_TAG) for t in texts)
-        if num_tags != len(pixels):
+        texts = _expand(texts, VIDEO_TAG, self.video_token, [self.num_video_tokens(len(video)) for video in pixels])
+        if images and self.image_token not in self.tokenizer.get_vocab():
             raise BimbaError(
-                f"The text has {num_tags} {VIDEO_TAG} tags for {len(pixels)} videos; give one tag per video."
+                f"The tokenizer has no {self.image_token}, which stands for images in the prompt; add it as a special "
+                "token and set the model's config.image_token_id to its id."
             )
-        remaining = iter(pixels)
-        expanded = []
-        for one in texts:
-            head, *rest = one.split(VIDEO_TAG)
-            expanded.append(
-                head + "".join(self.video_token * self.num_video_tokens(len(next(remaining))) + part for part in rest)
-            )
-        inputs = self.tokenizer(expanded, **{"return_tensors": "pt", **tokenizer_kwargs})
-        return BatchFeature({**inputs, **({"pixel_values_videos": pixels} if pixels else {})})
+        pictures = [_picture(image) for image in images]
+        texts = _expand(texts, IMAGE_TAG, self.image_token, [self.num_image_tokens(one.size) for one in pictures])
+        inputs = dict(self.tokenizer(texts, **{"return_tensors": "pt", **tokenizer_kwargs}))
+        if pixels:
+            inputs["pixel_values_videos"] = pixels
+        if pictures:
+            inputs["pixel_values_images"] = [self.image_tiles(picture) for picture in pictures]
+            inputs["image_sizes"] = [picture.size for picture in pictures]
+        return BatchFeature(inputs)
+
+
+def _expand(texts: list[str], tag: str, token: str, counts: list[int]) -> list[str]:
+    """Each tag to as many tokens as its medium has: ``counts``, in order through all texts."""
+    num_tags = sum(text.count(tag) for text in texts)
+    if num_tags != len(counts):
+        raise BimbaError(
+            f"The text has {num_tags} {tag} tags for {len(counts)} {tag[1:-1]}s; give one tag per {tag[1:-1]}."
+        )
+    remaining = iter(counts)
+    expanded = []
+    for text in texts:
+        head, *rest = text.split(tag)
+        expanded.append(head + "".join(token * next(remaining) + part for part in rest))
+    return expanded
+
+
+def _picture(image: Image.Image | np.ndarray) -> Image.Image:
+    """An RGB picture of either kind of image."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        received = (
+            f"shape {image.shape} and dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        )
+        raise BimbaError(f"Got an image of {received}; expected a PIL image or a (height, width, 3) uint8 RGB array.")
+    return Image.fromarray(image)
 
 
 AutoProcessor.register(BimbaConfig, BimbaProcessor)

@@ -39,27 +39,29 @@ def add_newlines(tokens: Tensor, newline: Tensor, position: str) -> Tensor:
             return tokens.flatten(0, 2)
 
 
-def splice(inputs_embeds: Tensor, is_video_token: Tensor, video_tokens: list[Tensor]) -> Tensor:
-    """Puts the tokens of the videos in place of the prompt's video placeholders.
+def splice(inputs_embeds: Tensor, is_placeholder: Tensor, tokens: list[Tensor], medium: str = "video") -> Tensor:
+    """Puts the tokens of the videos, or of the images, in place of the prompt's placeholders for them.
 
     Args:
         inputs_embeds: (B, L, C).
-        is_video_token: (B, L) bool, True at placeholders.
-        video_tokens: one (tokens, C) tensor per video, in order of appearance.
+        is_placeholder: (B, L) bool, True at placeholders.
+        tokens: one (tokens, C) tensor per video or image, in order of appearance.
+        medium: what they are, for the error's words: "video" or "image".
 
     Returns:
         (B, L, C).
 
     Raises:
-        BimbaError: the number of placeholders is not the number of video tokens.
+        BimbaError: the number of placeholders is not the number of tokens.
     """
-    expected, received = int(is_video_token.sum()), sum(len(tokens) for tokens in video_tokens)
+    expected, received = int(is_placeholder.sum()), sum(len(one) for one in tokens)
     if expected != received:
+        same = {"video": "number of frames as the pixel values have", "image": "image sizes as the model is given"}
         raise BimbaError(
-            f"The prompt has {expected} video placeholder tokens, but its {len(video_tokens)} video(s) make {received} "
-            "tokens. Build the prompt with BimbaProcessor and the same number of frames as the pixel values have."
+            f"The prompt has {expected} {medium} placeholder tokens, but its {len(tokens)} {medium}(s) make {received} "
+            f"tokens. Build the prompt with BimbaProcessor and the same {same[medium]}."
         )
-    if not video_tokens:
+    if not tokens:
         return inputs_embeds
-    tokens = torch.cat(video_tokens).to(inputs_embeds.device, inputs_embeds.dtype)
-    return inputs_embeds.masked_scatter(is_video_token[..., None], tokens)
+    spliced = torch.cat(tokens).to(inputs_embeds.device, inputs_embeds.dtype)
+    return inputs_embeds.masked_scatter(is_placeholder[..., None], spliced)

@@ -10,6 +10,7 @@ from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.model.config import BimbaConfig
 from bimba.model.queries import pool_queries
 from bimba.model.splice import add_newlines, num_video_tokens, splice
+from bimba.model.vision import patch_features
 from bimba.types import BimbaError
 
 
@@ -181,6 +182,95 @@ def test_beams_see_their_own_videos(parts):
     together = model.generate(input_ids=ids.repeat(2, 1), pixel_values_videos=videos, **options)
     assert torch.equal(together, torch.cat(alone))
     assert not torch.equal(alone[0], alone[1])
+
+
+# -- images ------------------------------------------------------------------------------------------------------
+
+IMAGE_TOKEN = 2  # any id will do; these tests' tokenizer has none of its own
+SIZES = [(70, 40), (20, 30)]  # (width, height)
+
+
+@pytest.fixture(scope="module")
+def seeing(parts):
+    model = with_compressor(parts[0], zero=False)
+    model.config.image_token_id = IMAGE_TOKEN
+    return model
+
+
+def tiles(model, size, seed: int = 0) -> torch.Tensor:
+    rows, columns = model.config.anyres.tile_grid(size)
+    return torch.randn(1 + rows * columns, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def image_prompt(model, size) -> list[int]:
+    return [IMAGE_TOKEN] * model.config.anyres.num_tokens(size)
+
+
+def test_images_pass_no_compressor(parts, seeing):
+    image = tiles(seeing, SIZES[0])
+    with torch.no_grad():
+        encoded = seeing.encode_image(image, SIZES[0])
+        torch.testing.assert_close(encoded, parts[0].encode_image(image, SIZES[0]), rtol=0, atol=0)
+        whole = parts[0].projector(patch_features(parts[0].vision_tower, image[:1])).flatten(0, 2)
+    assert encoded.shape == (len(image_prompt(seeing, SIZES[0])), 32)
+    torch.testing.assert_close(encoded[: len(whole)], whole)
+
+
+def test_videos_and_images_in_any_order(parts, seeing):
+    model, processor = seeing, parts[1]
+    images = [tiles(model, size, seed) for seed, size in enumerate(SIZES)]
+    film = [processor.video_token_id] * processor.num_video_tokens(NUM_FRAMES)
+    first, second = (image_prompt(model, size) for size in SIZES)
+    ids = torch.tensor([[5, *first, 6, *film, *second, 7]])
+    with torch.no_grad():
+        pieces = [model.encode_image(images[0], SIZES[0]), model.encode_video(video())]
+        pieces.append(model.encode_image(images[1], SIZES[1]))
+        text = dict(zip((5, 6, 7), model.get_input_embeddings()(torch.tensor([5, 6, 7]))[:, None]))
+        embeddings = torch.cat([text[5], pieces[0], text[6], pieces[1], pieces[2], text[7]])[None]
+        media = {"pixel_values_videos": [video()], "pixel_values_images": images}
+        for sizes in (SIZES, torch.tensor(SIZES)):
+            logits = model(input_ids=ids, image_sizes=sizes, **media).logits
+            torch.testing.assert_close(logits, model(inputs_embeds=embeddings).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_placeholders_need_no_row_in_the_embedding(parts):
+    model, processor = tiny_model()
+    ids = prompt(processor)
+    expected = model(input_ids=ids, pixel_values_videos=[video()]).logits
+    model.config.video_token_id = 10_000
+    outside = ids.masked_fill(ids == processor.video_token_id, 10_000)
+    torch.testing.assert_close(model(input_ids=outside, pixel_values_videos=[video()]).logits, expected)
+
+
+def test_generation_keeps_the_image(parts, seeing):
+    size, options = SIZES[0], {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options["suppress_tokens"] = [parts[1].video_token_id, IMAGE_TOKEN]
+    image = {"pixel_values_images": [tiles(seeing, size)], "image_sizes": [size]}
+    ids = expected = torch.tensor([[5, *image_prompt(seeing, size), 6]])
+    for _ in range(4):
+        expected = seeing.generate(input_ids=expected, **image, max_new_tokens=1, **options)
+    assert torch.equal(seeing.generate(input_ids=ids, **image, max_new_tokens=4, **options), expected)
+
+
+def test_beams_see_their_own_images(parts, seeing):
+    size, options = SIZES[1], {"max_new_tokens": 4, "num_beams": 3, "do_sample": False, "eos_token_id": None}
+    options |= {"pad_token_id": 0, "suppress_tokens": [parts[1].video_token_id, IMAGE_TOKEN]}
+    ids, images = torch.tensor([[5, *image_prompt(seeing, size), 6]]), [tiles(seeing, size, seed) for seed in (1, 2)]
+    alone = [seeing.generate(input_ids=ids, pixel_values_images=[i], image_sizes=[size], **options) for i in images]
+    together = seeing.generate(ids.repeat(2, 1), pixel_values_images=images, image_sizes=[size, size], **options)
+    assert torch.equal(together, torch.cat(alone))
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_a_prompt_without_its_image(seeing):
+    with pytest.raises(BimbaError, match=r"1 image placeholder tokens, but its 0 image\(s\).*image sizes"):
+        seeing(input_ids=torch.tensor([[IMAGE_TOKEN]]))
+
+
+@pytest.mark.parametrize(("sizes", "count"), [(None, 0), (SIZES, 2)])
+def test_every_image_needs_its_size(seeing, sizes, count):
+    with pytest.raises(BimbaError, match=f"1 images and {count} image_sizes"):
+        seeing.encode_images([tiles(seeing, SIZES[0])], sizes)
 
 
 def test_unknown_newline_position():
