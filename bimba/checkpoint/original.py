@@ -106,6 +106,8 @@ def read_config(folder: Path, base: BimbaConfig | None = None) -> BimbaConfig:
         temporal_pooling=config.get("temporal_pooling") or 1,
         newline_position=config.get("mm_newline_position", "grid"),
         num_frames=NUM_FRAMES,
+        image_grid_pinpoints=config.get("image_grid_pinpoints"),
+        image_max_tiles=tiles_of(config),
         original_config=config,
         dtype=config.get("torch_dtype"),
     )
@@ -157,7 +159,8 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
         "torch_dtype": dtype,
     }
     written.setdefault("tokenizer_model_max_length", text.max_position_embeddings)
-    written.setdefault("image_aspect_ratio", "anyres_max_9")
+    written.setdefault("image_aspect_ratio", f"anyres_max_{config.image_max_tiles}")
+    written.setdefault("image_grid_pinpoints", [list(size) for size in config.anyres.resolutions])
     if config.temporal_pooling != 1 or "temporal_pooling" in written:
         written["temporal_pooling"] = config.temporal_pooling
     written.pop("compressor_type", None)
@@ -202,6 +205,8 @@ def build_processor(config: BimbaConfig, tokenizer: PreTrainedTokenizerBase) -> 
         temporal_pooling=config.temporal_pooling,
         newline_position=config.newline_position,
         num_frames=config.num_frames,
+        image_grid_pinpoints=config.image_grid_pinpoints,
+        image_max_tiles=config.image_max_tiles,
     )
 
 

@@ -63,6 +63,7 @@ def test_a_model_that_never_was_the_originals(tmp_path):
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
     text = "<|im_start|>user\nWhich digit, 42?<|im_end|>"
     assert processor.tokenizer.encode(text) == shipped.tokenizer.encode(text)
+    assert model.config.anyres.resolutions == shipped.anyres.resolutions
     assert "lm_head.weight" not in load_file(tmp_path / "original/model.safetensors")  # tied to the embedding
 
 

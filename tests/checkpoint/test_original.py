@@ -44,7 +44,12 @@ def test_the_key_map_reads_the_same_in_both_directions():
 
 def test_what_the_folder_says_is_taken_and_can_be_overridden(full):
     edit_json(full / "config.json", lambda c: c.update(temporal_pooling=2, mm_newline_position="frame", rope_theta=5e5))
+    edit_json(
+        full / "config.json", lambda c: c.update(image_aspect_ratio="anyres_max_4", image_grid_pinpoints=[[56, 112]])
+    )
     model, processor = load_pretrained(full)
+    assert model.config.anyres == processor.anyres
+    assert (processor.anyres.max_tiles, processor.anyres.resolutions) == (4, [(56, 112)])
     assert (model.config.temporal_pooling, processor.temporal_pooling) == (2, 2)
     assert (model.config.newline_position, processor.newline_position) == ("frame", "frame")
     assert model.config.text_config.rope_parameters["rope_theta"] == 5e5
