@@ -11,9 +11,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from bimba.checkpoint.tensors import INDEX, SINGLE
+from tests.golden.originals import BASE as BASE
+from tests.golden.originals import GOLDEN, full_checkpoint
 
-GOLDEN = Path(__file__).parents[1] / "golden/model"
-FULL, BASE = GOLDEN / "ckpt_56_bimba", GOLDEN / "ckpt_56_base_nocompressor"
+FULL = full_checkpoint()
 ADAPTER = GOLDEN / "lora/bimba-lora-qwen-ckpt"
 
 
