@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEYS = {
-    "benchmark", "paths", "checkpoint", "num_frames", "temporal_pooling", "short_videos", "limit", "batch_size",
+    "benchmark", "paths", "checkpoint", "base", "num_frames", "temporal_pooling", "short_videos", "limit", "batch_size",
     "device", "dtype", "output_dir",
 }  # fmt: skip
 
@@ -82,6 +82,7 @@ def evaluate(config: DictConfig) -> None:
         dtype=config.dtype,
         num_frames=config.num_frames,
         temporal_pooling=config.temporal_pooling,
+        base=config.base,
         short_videos=config.short_videos,
         batch_size=config.batch_size,
     )

@@ -34,6 +34,7 @@ from bimba.types import BimbaError, SequenceTooLongError, ShortVideos
 CACHE_BYTES = 2 * 1024**3  # two or three 64-frame videos of the 7B model, thousands of the tiny one
 MAX_NEW_TOKENS = 256
 END_OF_TURN = "<|im_end|>"
+_GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}  # as the original evaluates
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -85,6 +86,7 @@ class VideoQA:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         temporal_pooling: int | None = None,
+        base: str | os.PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> VideoQA:
         """Loads a checkpoint.
@@ -93,13 +95,14 @@ class VideoQA:
             path: a checkpoint folder, or a name that ``load_pretrained`` knows, such as ``bimba-tiny``.
             dtype: None keeps the checkpoint's.
             temporal_pooling: how many frames one frame of queries averages; None keeps the checkpoint's.
+            base: where the base of an adapter lies; None: where its ``adapter_config.json`` says.
 
         Raises:
             BimbaError: no checkpoint there, or no such device or dtype.
         """
         where = resolve_device(device)
         model, processor = load_pretrained(
-            os.fspath(path), temporal_pooling=temporal_pooling, dtype=resolve_dtype(dtype), device=where
+            path, base=base, temporal_pooling=temporal_pooling, dtype=resolve_dtype(dtype), device=where
         )
         return cls(model, processor, cache_bytes)
 
@@ -261,7 +264,7 @@ class EncodedVideo:
         embeddings = self._prepare(prompt, new_tokens=max_new_tokens or 1)
         if max_new_tokens is None:
             max_new_tokens = min(MAX_NEW_TOKENS, self.engine.max_length - embeddings.shape[1])
-        tokenizer = self.engine.processor.tokenizer
+        tokenizer, config = self.engine.processor.tokenizer, self.engine.model.config
         end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         ids = self.engine.model.language_model.generate(
             inputs_embeds=embeddings,
@@ -271,8 +274,9 @@ class EncodedVideo:
             max_new_tokens=max_new_tokens,
             eos_token_id=end,
             pad_token_id=end,
-            suppress_tokens=[self.engine.processor.video_token_id],  # a placeholder, never a word
-            **{"do_sample": False, **sampling},
+            suppress_tokens=[config.video_token_id, config.image_token_id],  # placeholders, never words
+            generation_config=self.engine.model.generation_config,
+            **{**_GREEDY, **sampling},
         )[0]
         text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return Generation(text, prompt_tokens=embeddings.shape[1], new_tokens=len(ids))

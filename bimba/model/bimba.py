@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
+    GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
     Qwen2ForCausalLM,
+    RepetitionPenaltyLogitsProcessor,
     SiglipVisionModel,
 )
 from transformers import initialization as init
@@ -259,6 +262,22 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):
             inputs.update(media)
         return inputs
+
+    def _get_logits_processor(  # type: ignore[override]
+        self, generation_config: GenerationConfig, input_ids_seq_length: int | None = None, **kwargs: Any
+    ) -> LogitsProcessorList:
+        """A repetition penalty (Qwen2's own generation_config.json has one) is for what the model writes.
+
+        The original generates from embeddings, so its penalty never sees the prompt; and placeholders in the prompt may
+        have no logit that could be lowered.
+        """
+        processors: LogitsProcessorList = super()._get_logits_processor(  # type: ignore[misc]
+            generation_config, input_ids_seq_length, **kwargs
+        )
+        for processor in processors:
+            if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+                processor.prompt_ignore_length = input_ids_seq_length
+        return processors
 
 
 AutoModel.register(BimbaConfig, BimbaForConditionalGeneration)

@@ -54,7 +54,7 @@ class Bimba(lmms):
 
     Args:
         pretrained: a checkpoint folder or name for ``bimba.checkpoint.load_pretrained``.
-        device, dtype, temporal_pooling: as for ``VideoQA.from_pretrained``.
+        device, dtype, temporal_pooling, base: as for ``VideoQA.from_pretrained``.
         num_frames: frames sampled from each video; None = the checkpoint's number.
         short_videos: what becomes of a video with fewer frames than that. "repeat" some of them, as for the published
             numbers (benchmarks hold short clips), which is logged and counted, or "error": it counts as unreadable.
@@ -75,6 +75,7 @@ class Bimba(lmms):
         dtype: str | None = None,
         num_frames: int | None = None,
         temporal_pooling: int | None = None,
+        base: str | None = None,
         short_videos: ShortVideos = "repeat",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
@@ -84,7 +85,7 @@ class Bimba(lmms):
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
             logger.info(f"bimba answers one question at a time; batch size {batch_size} is not used.")
         self.engine = VideoQA.from_pretrained(
-            pretrained, device=device, dtype=dtype, temporal_pooling=temporal_pooling, cache_bytes=0
+            pretrained, device=device, dtype=dtype, temporal_pooling=temporal_pooling, base=base, cache_bytes=0
         )
         # Kept apart from the engine, which the harness deletes when it is done.
         self.temporal_pooling = int(self.engine.model.config.temporal_pooling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tiny_checkpoint import IMAGE_SIZE, NUM_FRAMES, tiny_model
@@ -276,3 +277,17 @@ def test_every_image_needs_its_size(seeing, sizes, count):
 def test_unknown_newline_position():
     with pytest.raises(BimbaError, match="'rows'.*grid"):
         BimbaConfig(newline_position="rows")
+
+
+def test_a_repetition_penalty_is_for_what_the_model_writes_and_needs_no_row_for_placeholders():
+    model, processor = tiny_model()
+    model.resize_token_embeddings(processor.video_token_id)  # as the original's adapters are cut
+    video = torch.randn(4, 3, IMAGE_SIZE, IMAGE_SIZE)
+    ids = processor("<|im_start|>x<video>What?", [np.zeros((4, 8, 8, 3), np.uint8)])["input_ids"]
+    assert int(ids.max()) >= model.get_input_embeddings().num_embeddings
+    options = {"max_new_tokens": 8, "do_sample": False, "repetition_penalty": 1.5, "eos_token_id": -1}
+    written = model.generate(input_ids=ids, pixel_values_videos=[video], **options)[:, ids.shape[1] :]
+    is_video = ids == processor.video_token_id
+    embeddings = model.get_input_embeddings()(ids.masked_fill(is_video, 0))
+    embeddings[is_video] = model.encode_video(video)
+    assert torch.equal(written, model.generate(inputs_embeds=embeddings, **options))
