@@ -187,7 +187,7 @@ class VideoQA:
         prefix_ids = prompt[: int(torch.nonzero(prompt == self.processor.video_token_id).max()) + 1]
         language_model = self.model.language_model
         prefix = DynamicCache(config=language_model.config)
-        embeddings = self._embed(prefix_ids, tokens)
+        embeddings = self.model.embed(prefix_ids[None].to(self.model.device), [tokens], [])
         language_model(inputs_embeds=embeddings, past_key_values=prefix, use_cache=True, logits_to_keep=1)
         return EncodedVideo(self, tokens, prefix_ids, prefix, num_frames)
 
@@ -197,13 +197,6 @@ class VideoQA:
             raise BimbaError("The question is empty; give the text of a question.")
         conversation = [{"from": "human", "value": with_medium(question)}]
         return tokenize_prompt(conversation, self.processor.tokenizer, [num_video_tokens])
-
-    def _embed(self, ids: Tensor, video_tokens: Tensor) -> Tensor:
-        """(L,) ids -> (1, L, C) embeddings with the video in place of its placeholders."""
-        ids = ids.to(self.model.device)
-        embeddings = self.model.get_input_embeddings()(ids)
-        embeddings[ids == self.processor.video_token_id] = video_tokens.to(embeddings.dtype)
-        return embeddings[None]
 
     def _check_length(self, num_tokens: int, num_frames: int, new_tokens: int = 0) -> None:
         if num_tokens + new_tokens > self.max_length:
@@ -314,4 +307,4 @@ class EncodedVideo:
         # different lengths behind, and must do no harm to the next one.
         for layer in self._layers():
             layer.crop(len(self.prefix_ids) - layer.get_seq_length())
-        return self.engine._embed(ids, self.tokens)
+        return self.engine.model.embed(ids[None].to(self.tokens.device), [self.tokens], [])

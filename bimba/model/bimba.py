@@ -135,7 +135,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             images = [] if pixel_values_images is None else self.encode_images(pixel_values_images, image_sizes)
             # A model can write a placeholder: after a cached beginning and without pixels it is a token like any other.
             if videos or images or past_key_values is None or not past_key_values.get_seq_length():
-                inputs_embeds = self._embed(input_ids, videos, images)
+                inputs_embeds = self.embed(input_ids, videos, images)
             else:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
         return self.language_model(
@@ -147,8 +147,19 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    def _embed(self, input_ids: Tensor, videos: list[Tensor], images: list[Tensor]) -> Tensor:
-        """(B, L) ids to (B, L, C): the prompt with the tokens of its videos and images in place."""
+    def embed(self, input_ids: Tensor, videos: list[Tensor], images: list[Tensor]) -> Tensor:
+        """A prompt as the language model reads it.
+
+        Args:
+            input_ids: (B, L), as for :meth:`forward`.
+            videos, images: (tokens, C) each, in order of appearance.
+
+        Returns:
+            (B, L, C): embeddings, with the tokens of videos and images in the place of their placeholders.
+
+        Raises:
+            BimbaError: another number of placeholders than of tokens.
+        """
         is_video, is_image = input_ids == self.config.video_token_id, input_ids == self.config.image_token_id
         # Placeholders may lie behind the last row: the vocabulary of adapters is cut to the tokenizer's.
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_video | is_image, 0))

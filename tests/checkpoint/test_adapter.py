@@ -7,7 +7,9 @@ import torch
 from originals import ADAPTER, BASE, copy_of, edit_json
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_checkpoint import write_video
 
+from bimba import VideoQA
 from bimba.checkpoint import load_pretrained, save_pretrained
 from bimba.checkpoint.keymap import to_ours
 from bimba.types import BimbaError
@@ -178,3 +180,10 @@ def test_trained_weights_are_not_there(adapter):
     (adapter / "non_lora_trainables.bin").unlink()
     with pytest.raises(BimbaError, match=r"non_lora_trainables.bin: there is no such file; the folder holds: adapter"):
         load_pretrained(adapter, base=BASE)
+
+
+def test_the_engine_answers_with_a_vocabulary_that_has_no_placeholders(tmp_path):
+    qa = VideoQA.from_pretrained(ADAPTER, base=BASE, device="cpu")
+    video = qa.encode(write_video(tmp_path / "video.mp4"), num_frames=4)
+    assert isinstance(video.ask("What happens?", max_new_tokens=4), str)
+    assert set(video.choose("Which?", ["one", "two"]).probabilities) == {"A", "B"}
