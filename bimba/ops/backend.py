@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any
 from bimba.types import BimbaError
 
 logger = logging.getLogger(__name__)
+
+VARIABLE = "BIMBA_SCAN_BACKEND"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ class Registry:
         return dict(sorted(found.items(), key=lambda item: -item[1].priority))
 
     def choose(self, name: str, *args: Any, **kwargs: Any) -> Backend:
-        """The backend called ``name``, or with "auto" the best one that can run; the arguments are the op's."""
+        """The backend called ``name``, or with "auto" the best one that can run; the arguments are the op's.
+
+        The environment variable BIMBA_SCAN_BACKEND names what "auto" takes.
+        """
+        if name == "auto":
+            name = os.environ.get(VARIABLE, "auto")
         if name == "auto":
             return self._choose_best(*args, **kwargs)
         if name not in self.backends:

@@ -58,6 +58,16 @@ def test_auto_says_once_what_it_chose_and_why(make_registry, caplog: pytest.LogC
     ]
 
 
+def test_a_variable_names_what_auto_takes(make_registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = make_registry("op_variable")
+    monkeypatch.setenv("BIMBA_SCAN_BACKEND", "slow")
+    assert registry.choose("auto", 2).run(2) == ("slow", 2)
+    assert registry.choose("fast", 2).run(2) == ("fast", 2)
+    monkeypatch.setenv("BIMBA_SCAN_BACKEND", "quick")
+    with pytest.raises(BimbaError, match="no backend is called 'quick'"):
+        registry.choose("auto", 2)
+
+
 def test_a_named_backend_that_cannot_run_raises(make_registry) -> None:
     registry = make_registry("op_named", unavailable="no fast machine; buy one")
     with pytest.raises(BimbaError, match="'fast' was asked for but cannot run: no fast machine; buy one"):

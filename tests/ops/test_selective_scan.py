@@ -317,7 +317,7 @@ def test_autocast_does_not_reach_the_state() -> None:
         ({"query_index": torch.tensor([2, 1])}, "strictly increasing"),
         ({"query_index": torch.tensor([1, 1])}, "strictly increasing"),
         ({"query_index": torch.tensor([1, 2])}, r"C must have shape \(3, 4, 2\), received \(3, 4, 7\)"),
-        ({"backend": "fast"}, "no backend is called 'fast'; choose one of: auto, chunked, reference"),
+        ({"backend": "fast"}, "no backend is called 'fast'; choose one of: auto, cpp, chunked, reference"),
     ],
 )
 def test_wrong_inputs_are_explained(change: dict[str, Any], message: str) -> None:
@@ -330,4 +330,7 @@ def test_auto_says_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         y = [selective_scan(**make_inputs(SMALL)) for _ in range(2)]
     assert torch.equal(*y)
-    assert [record.message for record in caplog.records] == ["bimba.ops.selective_scan: auto chose backend 'chunked'"]
+    assert [record.message for record in caplog.records] == [
+        "bimba.ops.selective_scan: backend 'cpp' passed over: it computes in float32, an input is float64",
+        "bimba.ops.selective_scan: auto chose backend 'chunked'",
+    ]

@@ -1,0 +1,113 @@
+"""C++ sources of this package to a library, compiled on first use for the processor that runs it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from bimba.types import BimbaError
+
+log = logging.getLogger(__name__)
+
+FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-pthread")
+
+
+def build(name: str, sources: Sequence[Path], headers: Sequence[Path] = ()) -> ctypes.CDLL:
+    """The library of some C++ files; compiled unless this processor, compiler and text were seen before.
+
+    Two processes that ask at once compile once. The folder is ``$BIMBA_CACHE_DIR``, or ``bimba`` in the user's cache; a
+    folder that cannot be written to is passed over for a temporary one.
+
+    Raises:
+        BimbaError: no compiler, or it fails; the message says what to install.
+    """
+    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
+    if compiler is None:
+        raise BimbaError("there is no C++ compiler here (c++, g++ or $CXX); install one, such as Debian's package g++")
+    folder = _cache_folder() / f"{name}_{key_of(compiler, sources, headers)}"
+    library = folder / f"{name}.so"
+    with FileLock(folder.with_suffix(".lock")):  # torch's own lock outlives a process that was killed
+        if not library.exists():
+            log.info("Compiling %s for this processor, once; it goes to %s", name, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "lock").unlink(missing_ok=True)
+            try:
+                _compile(name, sources, folder)
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                reason = str(error).strip().splitlines()[0]
+                raise BimbaError(f"{compiler} could not compile {name} ({reason}); BIMBA works without") from error
+        return ctypes.CDLL(str(library))
+
+
+def key_of(compiler: str, sources: Sequence[Path], headers: Sequence[Path]) -> str:
+    """A hash of everything that a library depends on."""
+    key = hashlib.sha256()
+    for part in (compiler, _processor(), torch.__version__, platform.machine(), *FLAGS):
+        key.update(part.encode() + b"\0")
+    for path in (*sources, *headers):
+        key.update(path.read_bytes())
+    return key.hexdigest()[:16]
+
+
+def _compile(name: str, sources: Sequence[Path], folder: Path) -> None:
+    """By torch's extension loader, which needs the program ninja."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it says that there is no GPU
+    from torch.utils import cpp_extension
+
+    path = os.environ.get("PATH", "")
+    if shutil.which("ninja") is None:
+        try:
+            import ninja
+        except ImportError as error:
+            raise BimbaError("the program ninja is missing, which compiles; pip install ninja") from error
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, path])  # beside a Python that is not on PATH
+    try:
+        cpp_extension.load(
+            name=name,
+            sources=[str(source) for source in sources],
+            extra_cflags=[*FLAGS, "-Wno-maybe-uninitialized"],  # GCC 12 warns of its own headers
+            extra_ldflags=["-pthread"],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
+    finally:
+        os.environ["PATH"] = path
+
+
+@functools.cache
+def _processor() -> str:
+    """What the processor can do: a binary made for another must not run here, even from a shared home folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return " ".join(sorted(flags.partition(":")[2].split())) or platform.processor()
+
+
+def _cache_folder() -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimba"
+    folder = Path(os.environ.get("BIMBA_CACHE_DIR") or default)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 2**20)  # a full disk says so here, not halfway through a compilation
+            file.flush()
+        return folder
+    except OSError as error:
+        temporary = Path(tempfile.mkdtemp(prefix="bimba-"))  # a new one: whose a known name would be is not known
+        log.info("The cache folder %s cannot be written to (%s); compiled code goes to %s", folder, error, temporary)
+        return temporary

@@ -1,0 +1,242 @@
+"""The compiled scan against the reference in float64, every gradient; and how it is compiled."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_selective_scan import QUERIES, assert_same, make_inputs, run
+
+from bimba.ops import extension, selective_scan
+from bimba.ops.selective_scan import REGISTRY, cpp
+from bimba.types import BimbaError
+
+TOLERANCE = 1e-5  # of the largest value
+ROOT = Path(__file__).parents[2]
+
+
+def compare(inputs, tolerance=TOLERANCE, dtype=torch.float32, **options):
+    """The compiled scan of inputs in ``dtype`` and the reference of the very same numbers in float64."""
+    rounded = {
+        name: x.to(dtype if name in ("u", "delta", "B", "C", "z") else torch.float32) for name, x in inputs.items()
+    }
+    exact = {name: x.double() for name, x in rounded.items()}
+    assert_same(run(rounded, backend="cpp", **options), run(exact, backend="reference", **options), tolerance)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("queries", QUERIES)
+def test_at_queries(reverse, queries):
+    positions = QUERIES[queries]
+    inputs = make_inputs((2, 6, 3, 150), None if positions is None else len(positions))
+    index = None if positions is None else torch.tensor(positions, dtype=torch.int64)
+    compare(inputs, delta_softplus=True, reverse=reverse, query_index=index)
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("absent", [(), ("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
+def test_without_options(softplus, absent):
+    inputs = {name: x for name, x in make_inputs((3, 5, 4, 7)).items() if name not in absent}
+    inputs["delta"] = inputs["delta"].abs()
+    compare(inputs, delta_softplus=softplus)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("channels", [1, 16, 17, 48])
+@pytest.mark.parametrize("states", [1, 3, 4, 8, 13, 16, 21, 32])
+def test_any_number_of_channels_and_states(channels, states, reverse):
+    compare(make_inputs((2, channels, states, 70)), delta_softplus=True, reverse=reverse)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 200])
+def test_any_length(length):
+    compare(make_inputs((1, 5, 4, length)), delta_softplus=True)
+
+
+def test_groups_of_channels():
+    inputs = make_inputs((2, 6, 4, 20))
+    inputs |= {name: torch.stack([inputs[name], -inputs[name]], dim=1) for name in ("B", "C")}
+    compare(inputs, delta_softplus=True)
+
+
+def test_bfloat16_inputs_are_read_as_they_are():
+    compare(make_inputs((2, 20, 16, 130)), tolerance=2e-2, dtype=torch.bfloat16, delta_softplus=True)
+
+
+def test_half_inputs_keep_their_dtype():
+    inputs = {name: x.half() for name, x in make_inputs((1, 5, 4, 9)).items()}
+    y = selective_scan(**inputs, delta_softplus=True, backend="cpp")
+    assert y.dtype == torch.float16
+
+
+@pytest.mark.parametrize("layout", ["(B, D, L)", "(B, L, D)", "every second channel", "flipped batch"])
+def test_any_strides(layout):
+    inputs = {name: x.float() for name, x in make_inputs((2, 6, 4, 30)).items()}
+    expected = run(inputs, backend="cpp", delta_softplus=True)
+    for name in ("u", "delta", "B", "C", "z"):
+        x = inputs[name]
+        if layout == "(B, L, D)":
+            inputs[name] = x.transpose(1, 2).contiguous().transpose(1, 2)
+        elif layout == "every second channel":
+            inputs[name] = x.repeat_interleave(2, dim=1)[:, ::2]
+        elif layout == "flipped batch":
+            inputs[name] = x.flip(0).contiguous().flip(0)
+    assert_same(run(inputs, backend="cpp", delta_softplus=True), expected, 1e-6)
+
+
+def test_no_samples_and_no_queries():
+    inputs = {name: x.float() for name, x in make_inputs((0, 5, 4, 9)).items()}
+    assert run(inputs, backend="cpp")["y"].shape == (0, 5, 9)
+    inputs = {name: x.float() for name, x in make_inputs((2, 5, 4, 9), 0).items()}
+    found = run(inputs, backend="cpp", query_index=torch.zeros(0, dtype=torch.int64))
+    assert all(not x.any() for x in found.values())
+
+
+def test_a_state_that_hardly_decays_is_not_worn_away_by_rounding():
+    """An exponential that is 1.0000001 at 0 would be 5 % off after half a million steps."""
+    length = 500_000
+    ones = torch.ones(1, 1, length)
+    y = selective_scan(
+        (torch.arange(length) == 0).float().view(1, 1, length), 1e-9 * ones, -torch.ones(1, 1), 1e9 * ones,
+        torch.ones(1, 1, 1), query_index=torch.tensor([length - 1]), backend="cpp",
+    )  # fmt: skip
+    assert abs(float(y) - math.exp(-1e-9 * length)) < 1e-3
+
+
+def test_steps_from_nothing_to_everything():
+    inputs = make_inputs((1, 16, 4, 64))
+    inputs["delta"] = torch.linspace(-100, 100, 64).double().expand(1, 16, 64).contiguous()
+    compare(inputs, delta_softplus=True)
+    inputs["delta"] = torch.logspace(-30, 4, 64).double().expand(1, 16, 64).contiguous()
+    compare({**inputs, "delta_bias": torch.zeros(16).double()})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["u", "delta", "B", "C"])
+def test_what_is_not_finite_spreads_as_in_the_reference(name, value):
+    inputs = {name: x.float() for name, x in make_inputs((1, 20, 4, 70)).items()}
+    inputs[name][0, 1, 30] = value
+    finite = selective_scan(**inputs, delta_softplus=True, backend="cpp").isfinite()
+    expected = selective_scan(**inputs, delta_softplus=True, backend="reference").isfinite()
+    assert torch.equal(finite, expected)
+
+
+def test_more_elements_than_32_bits_count():
+    """2^31 + 2^20 steps of one token that never changes: only the sequence is long, not the memory."""
+    length = 2**27 + 2**16
+    token = torch.full((1, 1, 16), 0.5)
+    u, one = token.expand(1, length, 16).transpose(1, 2), torch.ones(1, 1, 1).expand(1, 1, length)
+    assert u.numel() > 2**31
+    y = selective_scan(
+        u, u, -torch.ones(16, 1), one, torch.ones(1, 1, 2), query_index=torch.tensor([0, length - 1]), backend="cpp"
+    )
+    limit = 0.25 / (1 - math.exp(-0.5))
+    torch.testing.assert_close(y[0, :, 0], torch.full((16,), 0.25))
+    torch.testing.assert_close(y[0, :, 1], torch.full((16,), limit), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_threads_change_nothing(batch):
+    inputs = {name: x.float() for name, x in make_inputs((batch, 70, 16, 90)).items()}
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = run(inputs, backend="cpp", delta_softplus=True)
+        torch.set_num_threads(4)
+        found = run(inputs, backend="cpp", delta_softplus=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(found, expected, 1e-6)
+
+
+def test_float64_is_refused_and_auto_goes_on():
+    inputs = make_inputs((1, 2, 3, 4))
+    with pytest.raises(
+        BimbaError, match="'cpp' was asked for but cannot run: it computes in float32, an input is float64"
+    ):
+        selective_scan(**inputs, backend="cpp")
+    assert selective_scan(**inputs).dtype == torch.float64
+
+
+def test_auto_prefers_it():
+    inputs = {name: x.float() for name, x in make_inputs((1, 2, 3, 4)).items()}
+    inputs.pop("z")
+    assert REGISTRY.choose("auto", *inputs.values()) is cpp.BACKEND
+
+
+# -- compilation -------------------------------------------------------------------------------------------------
+
+COMPILE = """
+import logging; logging.basicConfig(level=logging.INFO, format="%(message)s")
+from bimba.ops.selective_scan import cpp
+print(cpp.BACKEND.unavailable())
+"""
+
+
+def start(**environment):
+    command = [sys.executable, "-c", COMPILE]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_compile_once(tmp_path):
+    processes = [start(BIMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    outputs = [process.communicate() for process in processes]
+    assert [out for out, _ in outputs] == ["None\n", "None\n"], outputs
+    assert sum("Compiling" in err for _, err in outputs) == 1
+    assert len(list(tmp_path.glob("bimba_scan_*/bimba_scan.so"))) == 1
+
+
+def test_a_lock_that_a_killed_process_left_does_not_hang(tmp_path):
+    start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
+    (library,) = tmp_path.glob("bimba_scan_*/bimba_scan.so")
+    library.unlink()
+    (library.parent / "lock").touch()  # torch's own
+    assert start(BIMBA_CACHE_DIR=str(tmp_path)).communicate(timeout=120)[0] == "None\n"
+
+
+def test_without_a_compiler_the_reason_is_given(tmp_path):
+    out, _ = start(BIMBA_CACHE_DIR=str(tmp_path), PATH="/nowhere", CXX="").communicate()
+    assert "there is no C++ compiler here" in out and "install one" in out
+
+
+def test_a_compiler_that_fails_is_no_end(tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho no licence >&2; exit 3\n")
+    broken.chmod(0o755)
+    out, _ = start(BIMBA_CACHE_DIR=str(tmp_path / "cache"), CXX=str(broken)).communicate()
+    assert "could not compile bimba_scan" in out
+    assert not list((tmp_path / "cache").glob("bimba_scan_*/"))
+
+
+def test_a_cache_that_cannot_be_written_to_is_passed_over(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with caplog.at_level("INFO"):
+        folder = extension._cache_folder()
+    assert folder.is_dir() and folder.parent == tmp_path
+    assert "cannot be written to" in caplog.text
+
+
+def test_another_processor_has_another_library(monkeypatch):
+    here = extension.key_of("c++", [], [])
+    monkeypatch.setattr(extension, "_processor", lambda: "a processor without AVX-512")
+    assert extension.key_of("c++", [], []) != here
+
+
+def test_a_processor_without_avx512_computes_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(extension, "FLAGS", tuple(flag for flag in extension.FLAGS if flag != "-march=native"))
+    library = extension.build("bimba_scan_portable", [cpp._SOURCES / "scan.cpp"], [cpp._SOURCES / "vec.h"])
+    monkeypatch.setattr(cpp, "_library", lambda: library)
+    compare(make_inputs((2, 20, 16, 130)), delta_softplus=True)
+    test_steps_from_nothing_to_everything()
+    test_a_state_that_hardly_decays_is_not_worn_away_by_rounding()
+    test_what_is_not_finite_spreads_as_in_the_reference("delta", math.nan)
