@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,10 @@ def test_no_other_kind_of_command_is_shown():
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0])
 def test_python_runs(code, tmp_path, monkeypatch):
     write_video(tmp_path / "video.mp4", num_frames=40)
+    for name, folder in (("mmiemon/BIMBA-LLaVA-Qwen2-7B", "lora/bimba-lora-qwen-ckpt"),
+                         ("lmms-lab/LLaVA-Video-7B-Qwen2", "ckpt_56_base_nocompressor")):  # fmt: skip
+        for copy in (tmp_path / name, tmp_path / Path(name).name):  # as from the hub, and as a folder
+            shutil.copytree(ROOT / "tests/golden/model" / folder, copy)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
