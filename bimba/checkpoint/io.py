@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as logging_utils
 
+from bimba.checkpoint import original
 from bimba.checkpoint.card import write_card
 from bimba.checkpoint.folder import whole_folder
 from bimba.checkpoint.lora import merged_state_dict
@@ -43,7 +44,8 @@ def load_pretrained(
         base: where the base of an adapter lies; None: where its ``adapter_config.json`` says.
         merge: fold an adapter into the weights; False keeps it as live peft layers.
         compressor: the compressor to build instead of the checkpoint's; one of the same name and options (but for
-            ``scan_backend``) keeps its weights, any other starts fresh (``mamba``: as the identity on the queries).
+            ``scan_backend``) keeps its weights, any other starts fresh (``mamba``: as the identity on the queries). The
+            original's checkpoints without one (LLaVA-Video) get a fresh ``mamba`` unless told otherwise; None: none.
         temporal_pooling: overrides the checkpoint's.
         dtype: of the weights; None: as stored.
         device: where to put the model; None: the CPU; "auto": spread over what there is, by accelerate.
@@ -54,6 +56,8 @@ def load_pretrained(
     source = open_checkpoint(path_or_name, base=base, merge=merge)
     if temporal_pooling is not None:
         source.set_temporal_pooling(temporal_pooling)
+    if compressor is _KEEP and not source.is_ours and source.config.compressor is None:
+        compressor = original.COMPRESSOR  # LLaVA-Video is the base of BIMBA, which a fresh compressor makes of it
     fresh = None if compressor is _KEEP else _set_compressor(source, compressor)
     source.check(fresh)
     with _quiet_transformers():  # check has said what is missing, and more strictly

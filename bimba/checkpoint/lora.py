@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimba.checkpoint.tensors import FETCH_AGAIN, Stored, listing, read_json
+from bimba.checkpoint.errors import FETCH_AGAIN
+from bimba.checkpoint.tensors import Stored, listing, read_json
 from bimba.types import BimbaError
 
 CONFIG = "adapter_config.json"
@@ -101,17 +102,20 @@ class Adapter:
     def _check(self, tensors: Mapping[str, Stored]) -> None:
         """Raises a BimbaError unless every factor fits a weight."""
         wrong = []
+        rank = self.settings["r"]
         for layer, (lora_A, lora_B) in self.factors.items():
             weight = tensors.get(f"{layer}.weight")
             product = (lora_B.shape[0], lora_A.shape[1])
             if weight is None:
                 wrong.append(f"{layer} is no layer of the base")
-            elif weight.shape != product or lora_A.shape[0] != lora_B.shape[1]:
+            elif weight.shape != product:
                 wrong.append(f"{layer} is {weight.shape} in the base, {product} in the adapter")
+            elif (lora_A.shape[0], lora_B.shape[1]) != (rank, rank):
+                wrong.append(f"{layer} has factors of rank {lora_A.shape[0]} and {lora_B.shape[1]}, r is {rank}")
         if wrong:
             raise BimbaError(
-                f"The adapter was trained on another model than this base: {listing(wrong)}. Give the base that its "
-                f"{CONFIG} names."
+                f"The adapter does not fit this base and its {CONFIG}: {listing(wrong)}. Give the base that {CONFIG} "
+                "names, or copy the adapter again."
             )
 
 
@@ -128,8 +132,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
                 f"{folder / CONFIG} has {key}={settings[key]!r}; only plain LoRA adapters can be loaded "
                 f"({key}={accepted[0]!r}). Merge it with peft first."
             )
-    if not all(isinstance(settings.get(key), int | float) and settings[key] > 0 for key in ("r", "lora_alpha")):
-        raise BimbaError(f"{folder / CONFIG} gives no positive r and lora_alpha. Copy the adapter again.")
+    rank: Any = settings.get("r")
+    alpha: Any = settings.get("lora_alpha")
+    if type(rank) is not int or type(alpha) not in (int, float) or min(rank, alpha) <= 0:
+        raise BimbaError(
+            f"{folder / CONFIG} has r={rank!r} and lora_alpha={alpha!r}; expected a whole number and a number, both "
+            "positive. Copy the adapter again."
+        )
     return settings
 
 
@@ -139,6 +148,8 @@ def pair_factors(folder: Path, tensors: Mapping[str, Stored]) -> dict[str, tuple
     Raises:
         BimbaError: a factor without its other, or a tensor that is none.
     """
+    if not tensors:
+        raise BimbaError(f"The adapter in {folder} holds no LoRA factors. {FETCH_AGAIN}")
     layers = sorted({name.removesuffix(suffix) for name in tensors for suffix in FACTORS if name.endswith(suffix)})
     expected = {layer + suffix for layer in layers for suffix in FACTORS}
     if astray := sorted(expected ^ set(tensors)):

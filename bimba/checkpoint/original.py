@@ -14,7 +14,8 @@ from typing import Any
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, SiglipImageProcessorPil
 
-from bimba.checkpoint.tensors import FETCH_AGAIN, read_json
+from bimba.checkpoint.errors import FETCH_AGAIN, explained
+from bimba.checkpoint.tensors import listing, read_json
 from bimba.model.compressor import what_it_computes
 from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
@@ -28,14 +29,16 @@ COMPRESSOR = {"name": "mamba"}  # the original builds its one compressor with fi
 # num_hidden_layers counts the last layer too, which the original deletes.
 VISION_FILE = "tiny_vision_config.json"
 
-# Settings of the original under which it would compute something else than we do.
-_REQUIRED = {
-    "mm_projector_type": ("mlp2x_gelu",),
-    "mm_patch_merge_type": ("spatial_unpad",),
-    "mm_spatial_pool_mode": ("bilinear",),
-    "compressor_type": ("bimba", None),
-    "add_faster_video": (False, None),
+# Settings of the original under which it would compute something else than we do: what we need, and what the original
+# takes where the key is absent.
+_REQUIRED: dict[str, tuple[Any, Any]] = {
+    "mm_projector_type": ("mlp2x_gelu", "linear"),
+    "mm_patch_merge_type": ("spatial_unpad", "flat"),
+    "mm_spatial_pool_mode": ("bilinear", None),
+    "mm_use_im_start_end": (False, False),
+    "add_faster_video": (False, False),
 }
+_NEWLINE_IF_ABSENT = "one_token"
 _TEXT_KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings", "max_window_layers", "sliding_window", "use_sliding_window", "rms_norm_eps",
@@ -86,46 +89,57 @@ def read_config(folder: Path, base: BimbaConfig | None = None) -> BimbaConfig:
     Raises:
         BimbaError: no or another kind of ``config.json``, or an adapter of other sizes than its base.
     """
-    config = _read_original_config(folder)
-    if base is not None:
-        of_base: dict[str, Any] = base.original_config or {}
-        different = [
-            f"{key} {config[key]} (base: {of_base.get(key)})" for key in _SIZES if config.get(key) != of_base.get(key)
-        ]
-        if different:
-            raise BimbaError(
-                f"The adapter {folder} is for a model of another size than this base: {', '.join(different)}. Give the "
-                "base that its adapter_config.json names."
-            )
-        config = {**of_base, **config}
-    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta", 1e4), **(config.get("rope_scaling") or {})}
-    return BimbaConfig(
-        vision_config=_vision_config(folder) if base is None else base.vision_config,
-        text_config={**{key: config[key] for key in _TEXT_KEYS if key in config}, "rope_parameters": rope},
-        compressor=dict(COMPRESSOR) if config.get("compressor_type") else None,
-        temporal_pooling=config.get("temporal_pooling") or 1,
-        newline_position=config.get("mm_newline_position", "grid"),
-        num_frames=NUM_FRAMES,
-        image_grid_pinpoints=config.get("image_grid_pinpoints"),
-        image_max_tiles=tiles_of(config),
-        original_config=config,
-        dtype=config.get("torch_dtype"),
-    )
+    config = _read_original_config(folder, {} if base is None else base.original_config or {})
+    scaling = dict(config.get("rope_scaling") or {})
+    if "type" in scaling:
+        scaling["rope_type"] = scaling.pop("type")  # its name in older releases of transformers
+    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta", 1e4), **scaling}
+    with explained(folder / "config.json", "model"):
+        return BimbaConfig(
+            vision_config=_vision_config(folder) if base is None else base.vision_config,
+            text_config={**{key: config[key] for key in _TEXT_KEYS if key in config}, "rope_parameters": rope},
+            compressor=dict(COMPRESSOR) if config.get("compressor_type") else None,
+            temporal_pooling=config.get("temporal_pooling", 1),
+            newline_position=config.get("mm_newline_position", _NEWLINE_IF_ABSENT),
+            num_frames=NUM_FRAMES,
+            image_grid_pinpoints=config.get("image_grid_pinpoints"),
+            image_max_tiles=_max_tiles(config),
+            original_config=config,
+            dtype=config.get("torch_dtype"),
+        )
 
 
-def _read_original_config(folder: Path) -> dict[str, Any]:
+def _read_original_config(folder: Path, of_base: dict[str, Any]) -> dict[str, Any]:
+    """``config.json``, completed by that of an adapter's base."""
     config = read_json(folder / "config.json")
     if config.get("model_type") != MODEL_TYPE:
         raise BimbaError(
             f"The checkpoint {folder} is of model type {config.get('model_type')!r}; expected 'bimba' (ours) or "
             f"{MODEL_TYPE!r} (LLaVA-Video and BIMBA over Qwen2)."
         )
-    for key, accepted in _REQUIRED.items():
-        if config.get(key, accepted[0]) not in accepted:
+    different = [
+        f"{key} {config.get(key)} (base: {of_base[key]})"
+        for key in _SIZES
+        if of_base.get(key, config.get(key)) != config.get(key)
+    ]
+    if different:
+        raise BimbaError(
+            f"The adapter {folder} is for a model of another size than this base: {', '.join(different)}. Give the "
+            "base that its adapter_config.json names."
+        )
+    config = {**of_base, **config}
+    if absent := [key for key in _SIZES if key not in config]:
+        raise BimbaError(f"{folder / 'config.json'} does not say {', '.join(absent)}. {FETCH_AGAIN}")
+    for key, (needed, if_absent) in _REQUIRED.items():
+        if (value := config.get(key, if_absent)) != needed:
             raise BimbaError(
-                f"{folder / 'config.json'} has {key}={config[key]!r}, with which the original computes something that "
-                f"this package does not; expected {' or '.join(map(repr, accepted))}."
+                f"{folder / 'config.json'} has {key}={value!r}{'' if key in config else ' (the default)'}, with which "
+                f"the original computes something that this package does not; expected {needed!r}."
             )
+    if config.get("compressor_type") not in ("bimba", None):
+        raise BimbaError(
+            f"{folder / 'config.json'} has compressor_type={config['compressor_type']!r}; expected 'bimba', or none."
+        )
     return config
 
 
@@ -159,8 +173,9 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
         "torch_dtype": dtype,
     }
     written.setdefault("tokenizer_model_max_length", text.max_position_embeddings)
-    written.setdefault("image_aspect_ratio", f"anyres_max_{config.image_max_tiles}")
-    written.setdefault("image_grid_pinpoints", [list(size) for size in config.anyres.resolutions])
+    if config.image_max_tiles is not None:
+        written.setdefault("image_aspect_ratio", f"anyres_max_{config.image_max_tiles}")
+        written.setdefault("image_grid_pinpoints", [list(size) for size in config.anyres.resolutions])
     if config.temporal_pooling != 1 or "temporal_pooling" in written:
         written["temporal_pooling"] = config.temporal_pooling
     written.pop("compressor_type", None)
@@ -180,13 +195,26 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's Qwen2 tokenizer as it is, without our placeholders.
 
     Raises:
-        BimbaError: no tokenizer there.
+        BimbaError: no tokenizer there, or half of one.
     """
-    try:
+    with explained(folder, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise BimbaError(f"The tokenizer in {folder} cannot be loaded ({error}). {FETCH_AGAIN}") from error
+    check_tokenizer(tokenizer, folder)
     return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raises a BimbaError unless a tokenizer has words and markup: transformers makes an empty one of missing files."""
+    vocabulary = tokenizer.get_vocab()
+    absent = [token for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>") if token not in vocabulary]
+    if absent or not tokenizer.encode("A", add_special_tokens=False):
+        held = listing(sorted(path.name for path in folder.iterdir()), 20)
+        raise BimbaError(
+            f"The tokenizer in {folder} is not whole: it has {len(vocabulary)} tokens"
+            + (f" and no {', '.join(absent)}" if absent else "")
+            + ". Expected tokenizer.json, or vocab.json and merges.txt with tokenizer_config.json and "
+            f"added_tokens.json; the folder holds: {held}. {FETCH_AGAIN}"
+        )
 
 
 def build_processor(config: BimbaConfig, tokenizer: PreTrainedTokenizerBase) -> BimbaProcessor:
@@ -262,17 +290,10 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     )
 
 
-def tiles_of(config: dict[str, Any]) -> int:
-    """N of ``image_aspect_ratio: anyres_max_N``.
-
-    Raises:
-        BimbaError: images are cut in another way.
-    """
-    ratio = config.get("image_aspect_ratio", "anyres_max_9")
-    match = re.fullmatch(r"anyres_max_(\d+)", str(ratio))
-    if match is None:
-        raise BimbaError(f"config.json has image_aspect_ratio={ratio!r}; expected anyres_max_N, such as anyres_max_9.")
-    return int(match[1])
+def _max_tiles(config: dict[str, Any]) -> int | None:
+    """N of ``image_aspect_ratio: anyres_max_N``; None if images are cut in another way, or not at all."""
+    match = re.fullmatch(r"anyres_max_(\d+)", str(config.get("image_aspect_ratio")))
+    return None if match is None else int(match[1])
 
 
 def _write_json(path: Path, content: dict[str, Any], *, sort: bool = True) -> None:

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from bimba.checkpoint import lora, original
+from bimba.checkpoint.errors import FETCH_AGAIN, explained
 from bimba.checkpoint.keymap import PEFT_PREFIX, is_ignored, to_ours
 from bimba.checkpoint.tensors import (
-    FETCH_AGAIN,
     FirstRows,
     Stored,
     binary_tensors,
@@ -62,6 +61,7 @@ class Source:
         processor: its processor.
         generation_config: its defaults for ``generate``.
         adapter: a LoRA adapter that is to stay live; already merged ones are part of ``tensors``.
+        is_ours: whether it lies in our layout.
     """
 
     folder: Path
@@ -70,6 +70,7 @@ class Source:
     processor: BimbaProcessor
     generation_config: GenerationConfig | None
     adapter: lora.Adapter | None = None
+    is_ours: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,7 +96,8 @@ class Source:
         Raises:
             BimbaError: tensors are missing, unexpected, or of another size.
         """
-        expected = expected_shapes(self.config)
+        with explained(self.folder / "config.json", "model"):
+            expected = expected_shapes(self.config)
         tied = {_VOCABULARY[1]} if self.config.text_config.tie_word_embeddings else set()
         optional = tied | {name for name in expected if fresh is not None and name.startswith(fresh)}
         wrong = {
@@ -177,24 +179,26 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BimbaError(
-            f"There is no checkpoint folder {name}, and as a model of the Hugging Face hub it cannot be had: {reason} "
-            "Give a local folder."
+            f"There is no checkpoint folder {name}, and as a model of the Hugging Face hub it cannot be had: "
+            f"{reason.rstrip('.')}. Give a local folder."
         ) from error
 
 
 def _open_ours(folder: Path) -> Source:
-    config = BimbaConfig.from_pretrained(folder)
+    with explained(folder / "config.json", "model"):
+        config = BimbaConfig.from_pretrained(folder)
     tensors = model_tensors(folder)
-    try:
+    with explained(folder, "processor"):
         processor = BimbaProcessor.from_pretrained(folder)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BimbaError(f"The processor of {folder} cannot be loaded: {error} {FETCH_AGAIN}") from error
-    return Source(folder, config, tensors, processor, _generation_config(folder))
+    original.check_tokenizer(processor.tokenizer, folder)
+    return Source(folder, config, tensors, processor, _generation_config(folder), is_ours=True)
 
 
 def _open_original(folder: Path) -> Source:
     config = original.read_config(folder)
     tensors = _renamed(folder, model_tensors(folder))
+    if config.text_config.tie_word_embeddings and tensors.pop(_VOCABULARY[1], None) is not None:
+        log.info("Of %s, lm_head.weight is left out: config.json ties it to the embedding", folder)
     processor = original.build_processor(config, original.read_tokenizer(folder))
     return Source(folder, config, tensors, processor, _generation_config(folder))
 
@@ -204,24 +208,26 @@ def _open_adapter(folder: Path, base: str | os.PathLike[str] | None, merge: bool
     if has_model(folder):
         raise BimbaError(f"The folder {folder} holds an adapter and a whole model; move one of them elsewhere.")
     source = _open_base(folder, settings, base)
-    placeholders = source.config.video_token_id, source.config.image_token_id
     if (folder / "config.json").exists():
-        source.config = original.read_config(folder, source.config)
-        source.config.video_token_id, source.config.image_token_id = placeholders
-        source.processor.temporal_pooling = source.config.temporal_pooling
-        source.processor.newline_position = source.config.newline_position
+        try:
+            source.config = original.read_config(folder, source.config)
+        except BimbaError as error:
+            raise BimbaError(f"The adapter {folder} does not fit the base {source.folder}. {error}") from error
+        source.processor = original.build_processor(source.config, source.processor.tokenizer)
     source.tensors |= _renamed(folder, _without_peft(binary_tensors(folder / _OTHER_TRAINED)))
     if any(name.startswith("compressor.") for name in source.tensors):
         source.config.compressor = dict(original.COMPRESSOR)  # an older adapter's config.json may not say so
 
     # The original cuts the padded vocabulary to the tokenizer's, behind which our placeholders stand.
-    rows = min(placeholders[0], source.config.text_config.vocab_size)
+    rows = min(source.config.video_token_id, source.config.text_config.vocab_size)
     source.config.text_config.vocab_size = rows
     for name in _VOCABULARY:
         if name in source.tensors and source.tensors[name].shape[0] > rows:
             source.tensors[name] = FirstRows(source.tensors[name], rows)
 
-    path = next((folder / name for name in _ADAPTER_FILES if (folder / name).exists()), folder / _ADAPTER_FILES[0])
+    path = next((folder / name for name in _ADAPTER_FILES if (folder / name).exists()), None)
+    if path is None:
+        raise BimbaError(f"The adapter {folder} has neither {' nor '.join(_ADAPTER_FILES)}. {FETCH_AGAIN}")
     stored = binary_tensors(path) if path.suffix == ".bin" else safetensors_tensors(path)
     adapter = lora.Adapter(settings, lora.pair_factors(folder, _renamed(folder, _without_peft(stored))))
     merged = adapter.merge(source.tensors)  # also checks that the adapter fits, so it comes first
@@ -242,7 +248,10 @@ def _open_base(folder: Path, settings: dict[str, Any], base: str | os.PathLike[s
             f"{folder / lora.CONFIG} names no base; give the full checkpoint it was trained on with base=<folder>."
         )
     try:
-        source = open_checkpoint(where)
+        base_folder = checkpoint_folder(where)
+        if (base_folder / lora.CONFIG).exists():
+            raise BimbaError(f"{base_folder} is an adapter itself; expected a full checkpoint.")
+        source = open_checkpoint(base_folder)
     except BimbaError as error:
         raise BimbaError(
             f"{folder} is an adapter and needs its base, {named}. {error} Pass a local copy of it with base=<folder> "
@@ -279,4 +288,8 @@ def _without_peft(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:
-    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return None
+    with explained(path, "settings for generation"):
+        return GenerationConfig.from_dict(read_json(path))

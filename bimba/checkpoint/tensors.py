@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bimba.checkpoint.errors import FETCH_AGAIN
 from bimba.types import BimbaError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS = b"version https://git-lfs"
 _LONGEST_HEADER = 100 * 1024**2  # bytes, as the safetensors format has it
-FETCH_AGAIN = "Download or copy the checkpoint again."
 
 
 class Stored(Protocol):
@@ -197,8 +197,10 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
     """Why a tensor file cannot be read, in words."""
-    if not path.is_file():
+    if not path.exists():
         return f"{path}: there is no such file; {_holds(path.parent)}. {FETCH_AGAIN}"
+    if not path.is_file():
+        return f"{path}: a folder or a device; expected a file of tensors. {FETCH_AGAIN}"
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(len(_LFS))
@@ -219,7 +221,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         needed = 8 + header + _data_bytes(path, header)
         if size < needed:
             return f"{path} is truncated: {size:,} bytes of at least {needed:,}. {FETCH_AGAIN}"
-    return f"{path} cannot be read ({size:,} bytes): {error}. {FETCH_AGAIN}"
+    reason = str(error).strip().splitlines()[0].split(" (at ")[0]  # torch adds where in its C++ sources
+    return f"{path} cannot be read ({size:,} bytes): {reason}. {FETCH_AGAIN}"
 
 
 def _data_bytes(path: Path, header_bytes: int) -> int:

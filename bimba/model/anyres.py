@@ -37,7 +37,7 @@ class AnyRes:
         patch_grid: patch rows (= columns) of a tile.
         pinpoints: (width, height) in pixels of every grid an image may be fitted into; of equally good ones the
             first is taken. None: all from 1 x 1 to 6 x 6 tiles.
-        max_tiles: how many tiles' worth of tokens a grid may keep.
+        max_tiles: how many tiles' worth of tokens a grid may keep; None raises.
 
     Raises:
         BimbaError: a grid that is not made of whole tiles, or no grid, or fewer than one tile to keep.
@@ -46,9 +46,14 @@ class AnyRes:
     side: int
     patch_grid: int
     pinpoints: Sequence[Sequence[int]] | None = None
-    max_tiles: int = 9
+    max_tiles: int | None = 9
 
     def __post_init__(self) -> None:
+        if self.max_tiles is None:
+            raise BimbaError(
+                "This model takes videos only: it was not trained on images that are cut into tiles (image_max_tiles "
+                "is null; the original says image_aspect_ratio: anyres_max_9)."
+            )
         if self.max_tiles < 1:
             raise BimbaError(f"image_max_tiles is {self.max_tiles}; expected 1 or more tiles.")
         for size in self.resolutions or [()]:
@@ -132,5 +137,6 @@ class AnyRes:
 
     def _shrunk(self, rows: int, columns: int) -> tuple[int, int]:
         """(rows, columns) of patches after shrinking to ``max_tiles`` tiles' worth, if they are too many."""
-        ratio = math.sqrt(rows * columns / (self.max_tiles * self.patch_grid**2))
+        max_tiles = self.max_tiles or 0  # never None here
+        ratio = math.sqrt(rows * columns / (max_tiles * self.patch_grid**2))
         return (int(rows // ratio), int(columns // ratio)) if ratio > _TOLERATED else (rows, columns)

@@ -51,7 +51,8 @@ class BimbaConfig(PreTrainedConfig):
         num_frames: how many frames a video is read with unless the caller says otherwise.
         image_grid_pinpoints: [width, height] in pixels of every grid of tiles an image may be fitted into (the
             original's key and order; transformers' LLaVA models write [height, width]); None: 1 x 1 to 6 x 6 tiles.
-        image_max_tiles: an image with clearly more tiles is shrunk to as many tokens as these would have.
+        image_max_tiles: an image with clearly more tiles is shrunk to as many tokens as these would have; None: the
+            model was not trained on images that are cut into tiles, and takes none.
         video_token_id, image_token_id: the placeholder tokens that the tokens of videos and images replace; they need
             not be in the language model's vocabulary.
         original_config: what the ``config.json`` of a checkpoint in the original's layout said; it is written back when
@@ -69,7 +70,7 @@ class BimbaConfig(PreTrainedConfig):
     newline_position: str = "grid"
     num_frames: int = 64
     image_grid_pinpoints: list | None = None
-    image_max_tiles: int = 9
+    image_max_tiles: int | None = 9
     video_token_id: int = 151646
     image_token_id: int = 151647
     original_config: dict | None = None
@@ -91,7 +92,8 @@ class BimbaConfig(PreTrainedConfig):
             )
         if self.temporal_pooling < 1:
             raise BimbaError(f"temporal_pooling is {self.temporal_pooling}; expected 1 or more frames.")
-        _ = self.anyres  # raises where the grids do not fit the vision tower
+        if self.image_max_tiles is not None:
+            _ = self.anyres  # raises where the grids do not fit the vision tower
         super().__post_init__(**kwargs)
         # AutoModel asks for the class that is registered for a configuration: whoever has one may ask.
         import_module("bimba.model.bimba")

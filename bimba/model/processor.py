@@ -62,7 +62,7 @@ class BimbaProcessor(ProcessorMixin):
         newline_position: str = "grid",
         num_frames: int = 64,
         image_grid_pinpoints: list | None = None,
-        image_max_tiles: int = 9,
+        image_max_tiles: int | None = 9,
         image_backend: str | None = None,
         chat_template: str | None = None,
     ):

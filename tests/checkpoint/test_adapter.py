@@ -138,7 +138,7 @@ def test_a_converted_base_will_do(tmp_path):
     [
         ({"use_dora": True}, "use_dora=True; only plain LoRA"),
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
-        ({"r": 0}, "no positive r and lora_alpha"),
+        ({"r": 0}, "has r=0 and lora_alpha=2; expected a whole number"),
     ],
 )
 def test_other_kinds_of_adapter_are_refused(adapter, change, words):
@@ -160,8 +160,48 @@ def change_factors(adapter, change):
 
 def test_factors_of_another_architecture(adapter):
     change_factors(adapter, lambda factors: {k.replace("self_attn", "attention"): v for k, v in factors.items()})
-    with pytest.raises(BimbaError, match=r"another model than this base: .*attention.q_proj is no layer"):
+    with pytest.raises(BimbaError, match=r"does not fit this base .*attention.q_proj is no layer"):
         load_pretrained(adapter, base=BASE)
+
+
+def test_a_rank_that_is_not_the_settings(adapter):
+    change_factors(adapter, lambda factors: {k: v[:4] if "lora_A" in k else v[:, :4] for k, v in factors.items()})
+    with pytest.raises(BimbaError, match="has factors of rank 4 and 4, r is 8"):
+        load_pretrained(adapter, base=BASE)
+
+
+def test_no_factors(adapter):
+    change_factors(adapter, lambda factors: {})
+    with pytest.raises(BimbaError, match="holds no LoRA factors"):
+        load_pretrained(adapter, base=BASE)
+    (adapter / "adapter_model.bin").unlink()
+    with pytest.raises(BimbaError, match="neither adapter_model.safetensors nor adapter_model.bin"):
+        load_pretrained(adapter, base=BASE)
+
+
+def test_model_and_processor_agree_on_what_the_adapter_says(adapter):
+    change = {
+        "image_aspect_ratio": "anyres_max_4",
+        "image_grid_pinpoints": [[56, 56], [112, 56]],
+        "temporal_pooling": 2,
+    }
+    edit_json(adapter / "config.json", lambda config: config.update(change, mm_newline_position="frame"))
+    model, processor = load_pretrained(adapter, base=BASE)
+    assert model.config.anyres == processor.anyres and processor.image_max_tiles == 4
+    assert model.config.temporal_pooling == processor.temporal_pooling == 2
+    assert model.config.newline_position == processor.newline_position == "frame"
+
+
+def test_the_base_of_another_tower(adapter):
+    with pytest.raises(BimbaError, match="does not fit the base .*ckpt_70"):
+        load_pretrained(adapter, base=GOLDEN.parent / "ckpt_70_bimba")
+
+
+@pytest.mark.parametrize("door", ["base=", "adapter_config.json"])
+def test_an_adapter_is_no_base(adapter, door):
+    edit_json(adapter / "adapter_config.json", lambda c: c.update(base_model_name_or_path=str(adapter)))
+    with pytest.raises(BimbaError, match="is an adapter itself; expected a full checkpoint"):
+        load_pretrained(adapter, base=adapter if door == "base=" else None)
 
 
 def test_factors_of_another_size(adapter):

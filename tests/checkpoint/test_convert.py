@@ -59,7 +59,7 @@ def test_a_merged_adapter_as_a_full_original_checkpoint(tmp_path):
 def test_a_model_that_never_was_the_originals(tmp_path):
     convert("bimba-tiny", tmp_path / "original", to="original")
     expected, shipped = load_pretrained("bimba-tiny")
-    model, processor = load_pretrained(tmp_path / "original")
+    model, processor = load_pretrained(tmp_path / "original", compressor=None)
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
     text = "<|im_start|>user\nWhich digit, 42?<|im_end|>"
     assert processor.tokenizer.encode(text) == shipped.tokenizer.encode(text)

@@ -17,6 +17,8 @@ from bimba.checkpoint.keymap import KEYMAP, to_original, to_ours
 from bimba.checkpoint.tensors import INDEX
 from bimba.types import BimbaError
 
+ABSENT = object()
+
 
 @pytest.fixture
 def full(tmp_path):
@@ -118,11 +120,74 @@ def test_loads_are_strict(full, change, words):
         ({"compressor_type": "perceiver"}, "compressor_type='perceiver'"),
         ({"hidden_size": 128}, "of another size"),
         ({"mm_newline_position": "everywhere"}, "newline_position is 'everywhere'"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end=True"),
+        ({"mm_projector_type": ABSENT}, "mm_projector_type='linear' .the default."),
+        ({"mm_patch_merge_type": ABSENT}, "mm_patch_merge_type='flat' .the default."),
+        ({"num_hidden_layers": ABSENT}, "does not say num_hidden_layers"),
+        ({"temporal_pooling": 0}, "temporal_pooling is 0"),
+        ({"hidden_size": "64"}, "config.json makes no model: .*hidden_size"),
+        ({"vocab_size": -1}, "config.json makes no model"),
+        ({"num_attention_heads": 0}, "config.json makes no model"),
+        ({"hidden_act": "foo"}, "config.json makes no model: .*foo"),
+        ({"torch_dtype": "foo"}, "config.json makes no model: .*foo"),
+        ({"temporal_pooling": "2"}, "config.json makes no model"),
     ],
 )
 def test_what_would_be_another_function_is_refused(full, change, words):
-    edit_json(full / "config.json", lambda config: config.update(change))
+    def edit(config):
+        config.update(change)
+        for key in [key for key in config if config[key] is ABSENT]:
+            del config[key]
+
+    edit_json(full / "config.json", edit)
     with pytest.raises(BimbaError, match=words):
+        load_pretrained(full)
+
+
+def test_absent_settings_are_what_the_original_takes_them_for(full):
+    edit_json(
+        full / "config.json", lambda config: [config.pop(key) for key in ("mm_newline_position", "image_aspect_ratio")]
+    )
+    model, processor = load_pretrained(full)
+    assert model.config.newline_position == processor.newline_position == "one_token"
+    for images in (model.config, processor):
+        with pytest.raises(BimbaError, match="takes videos only"):
+            _ = images.anyres
+
+
+def test_older_names_in_the_configuration(full):
+    edit_json(full / "config.json", lambda config: config.update(rope_scaling={"type": "linear", "factor": 2.0}))
+    rope = load_pretrained(full)[0].config.text_config.rope_parameters
+    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("linear", 2.0, 1e6)
+
+
+def test_a_tied_head_is_the_embedding_whatever_is_stored(full):
+    edit_json(full / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    model, _ = load_pretrained(full)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (("tokenizer.json", "vocab.json", "merges.txt"), r"tokenizer in .* is not whole: it has \d tokens"),
+        (
+            ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+            "no <.im_start.>",
+        ),
+    ],
+)
+def test_half_a_tokenizer_is_none(full, missing, words):
+    for name in missing:
+        (full / name).unlink()
+    with pytest.raises(BimbaError, match=words):
+        load_pretrained(full)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_damaged_settings_for_generation(full, content):
+    (full / "generation_config.json").write_text(content)
+    with pytest.raises(BimbaError, match="generation_config.json"):
         load_pretrained(full)
 
 
