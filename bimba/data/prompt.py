@@ -1,8 +1,9 @@
 """Prompt strings: the one place where the words around a question are written.
 
-Training, ``VideoQA`` and the lmms-eval plugin all call these functions, so a score never differs because a
-prompt did. The multiple-choice text is the one the published BIMBA numbers were made with
-(``llava/eval/infer.py:60-97`` of the original).
+The needle data and tasks, ``VideoQA`` and ``bimba ask`` call these functions, so they ask a model in the words it was
+trained with. Annotations in LLaVA's format and other tasks of lmms-eval bring words of their own; of theirs only what
+stands between the medium and the words comes from here. The multiple-choice text is the one the published BIMBA numbers
+were made with (``llava/eval/infer.py:60-97`` of the original).
 """
 
 from __future__ import annotations
@@ -62,6 +63,12 @@ def time_instruction(duration_s: float, times_s: Iterable[float]) -> str:
     )
 
 
-def with_medium(prompt: str) -> str:
-    """Puts the medium tag on its own line before the prompt, as LLaVA-Video-178K does."""
-    return f"{MEDIUM_TAG}\n{prompt}"
+def with_medium(prompt: str, newline: bool = True) -> str:
+    """Puts the medium tag before the prompt.
+
+    Args:
+        newline: the tag stands on a line of its own, as in LLaVA-Video-178K. The original trains so, but its evaluation
+            asks without; which of the two a checkpoint wants is its ``BimbaConfig.newline_after_medium``.
+    """
+    separator = "\n" if newline else ""
+    return f"{MEDIUM_TAG}{separator}{prompt}"

@@ -21,7 +21,7 @@ def _choice(meaning: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a training sample is made of, and in which order samples come."""
+    """What a training sample is made of, in which order samples come, and how the trained model is asked."""
 
     time_instruction: bool = _choice(
         "The first turn begins with the length of the video and the times of its frames (index / average frame rate). "
@@ -54,6 +54,11 @@ class Recipe:
     short_videos: Literal["error", "repeat"] = _choice(
         "A video with fewer frames than are asked for is a bad sample (`error`), or shows some of them more than once."
     )
+    asks_with_newline: bool = _choice(
+        "Nothing of the samples, but how the trained model is asked, which its checkpoint remembers "
+        "(`newline_after_medium`): with the line break that stands behind the video in training, or, as the original's "
+        "evaluation does, without it."
+    )
     sample_order: Literal["shuffled", "by_length"] = _choice(
         "`by_length`: the samples of an optimizer step are dealt to its batches so that they are of about equal length."
     )
@@ -78,6 +83,7 @@ RECIPES = {
         labels="answers",
         refuses_slow_videos=False,
         short_videos="error",
+        asks_with_newline=True,
         sample_order="shuffled",
     ),
     "original": Recipe(
@@ -91,6 +97,7 @@ RECIPES = {
         labels="markup",
         refuses_slow_videos=True,
         short_videos="repeat",
+        asks_with_newline=False,
         sample_order="by_length",
     ),
 }

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bimba.data.collate import collate
 from bimba.data.needle import NUM_OPTIONS, NeedleClip, NeedleConfig, conversation, digit_bank, render_clip
 from bimba.data.prompt import LETTERS, with_medium
+from bimba.data.recipe import DEFAULT
 from bimba.data.tokenize import tokenize_conversation
 from bimba.data.transform import frames_to_pixels
 from bimba.types import Batch, BimbaError
@@ -116,6 +117,8 @@ class RenderedNeedlesDataModule(L.LightningDataModule):
         global_batch_size, batch_size: samples per optimizer step and per pass; here they are the same number.
         num_workers: processes that render.
     """
+
+    recipe = DEFAULT
 
     def __init__(
         self,

@@ -5,12 +5,15 @@ language model's pass over everything that stands before the question, kept as i
 
     <|im_start|>system ... <|im_start|>user\\n <video tokens> | \\nWho scored?<|im_end|>\\n<|im_start|>assistant\\n
     '----------- once per video: EncodedVideo ----------------'   '------------- once per question -------------'
+
+Whether the question begins with that line break, the checkpoint says (``BimbaConfig.newline_after_medium``).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from bimba.checkpoint import load_pretrained
+from bimba.checkpoint.devices import resolve_device, resolve_dtype
 from bimba.data.prompt import multiple_choice, open_ended, with_medium
 from bimba.data.tokenize import tokenize_prompt
 from bimba.data.transform import frames_to_pixels
@@ -34,36 +38,16 @@ from bimba.types import BimbaError, SequenceTooLongError, ShortVideos
 CACHE_BYTES = 2 * 1024**3  # two or three 64-frame videos of the 7B model, thousands of the tiny one
 MAX_NEW_TOKENS = 256
 END_OF_TURN = "<|im_end|>"
-_GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}  # as the original evaluates
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """``auto`` is the GPU of this process (``LOCAL_RANK``) if there is one, else the CPU.
-
-    Raises:
-        BimbaError: no such device here.
-    """
-    if str(device) == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
-        raise BimbaError(f"The device {str(device)!r} cannot be used here ({error}); try 'auto' or 'cpu'.") from error
-
-
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from its name; None (the checkpoint's own) stays None.
-
-    Raises:
-        BimbaError: no floating-point type has this name.
-    """
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
-        raise BimbaError(f"Unknown dtype {dtype!r}; expected float32, bfloat16 or float16.")
-    return named
+# Greedy, as the original evaluates, whatever the checkpoint's generation_config says; None is transformers' default.
+_UNLESS_ASKED = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "max_length": None,  # max_new_tokens says it
+}
 
 
 class VideoQA:
@@ -195,7 +179,8 @@ class VideoQA:
         """(L,) ids of a one-turn prompt about one video, on the CPU."""
         if not question.strip():
             raise BimbaError("The question is empty; give the text of a question.")
-        conversation = [{"from": "human", "value": with_medium(question)}]
+        asked = with_medium(question, newline=self.processor.newline_after_medium)
+        conversation = [{"from": "human", "value": asked}]
         return tokenize_prompt(conversation, self.processor.tokenizer, [num_video_tokens])
 
     def _check_length(self, num_tokens: int, num_frames: int, new_tokens: int = 0) -> None:
@@ -250,26 +235,31 @@ class EncodedVideo:
 
         Args:
             max_new_tokens: as for :meth:`ask`.
-            sampling: handed to transformers' ``generate`` (``do_sample``, ``temperature``, ``num_beams``, ...).
+            sampling: handed to transformers' ``generate`` (``do_sample``, ``temperature``, ``num_beams``, ...). Without
+                it the answer is greedy; a repetition penalty of the checkpoint's ``generation_config`` always holds.
         """
         if max_new_tokens is not None and max_new_tokens < 1:
             raise BimbaError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
         embeddings = self._prepare(prompt, new_tokens=max_new_tokens or 1)
         if max_new_tokens is None:
             max_new_tokens = min(MAX_NEW_TOKENS, self.engine.max_length - embeddings.shape[1])
-        tokenizer, config = self.engine.processor.tokenizer, self.engine.model.config
+        model, tokenizer = self.engine.model, self.engine.processor.tokenizer
         end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        ids = self.engine.model.language_model.generate(
+        config = deepcopy(model.generation_config)
+        others = config.update(  # what is no setting of a GenerationConfig, such as a streamer
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end,
+            pad_token_id=end,
+            suppress_tokens=[model.config.video_token_id, model.config.image_token_id],  # placeholders, never words
+            **{**_UNLESS_ASKED, **sampling},
+        )
+        ids = model.language_model.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
             # Beams would multiply the cached prefix in place, so they read the whole prompt anew.
             past_key_values=self.prefix if sampling.get("num_beams", 1) == 1 else None,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
-            suppress_tokens=[config.video_token_id, config.image_token_id],  # placeholders, never words
-            generation_config=self.engine.model.generation_config,
-            **{**_GREEDY, **sampling},
+            generation_config=config,
+            **others,
         )[0]
         text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return Generation(text, prompt_tokens=embeddings.shape[1], new_tokens=len(ids))

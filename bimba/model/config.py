@@ -49,6 +49,8 @@ class BimbaConfig(PreTrainedConfig):
         newline_position: where newline tokens go: after each row of the compressed grid ("grid", the published
             model), each frame ("frame"), the whole video ("one_token"), or nowhere ("no_token").
         num_frames: how many frames a video is read with unless the caller says otherwise.
+        newline_after_medium: whether a line break stands between a video and the question when the model is asked.
+            False for checkpoints of the original, as its evaluation asks, although it trained with the line break.
         image_grid_pinpoints: [width, height] in pixels of every grid of tiles an image may be fitted into (the
             original's key and order; transformers' LLaVA models write [height, width]); None: 1 x 1 to 6 x 6 tiles.
         image_max_tiles: an image with clearly more tiles is shrunk to as many tokens as these would have; None: the
@@ -69,6 +71,7 @@ class BimbaConfig(PreTrainedConfig):
     temporal_pooling: int = 1
     newline_position: str = "grid"
     num_frames: int = 64
+    newline_after_medium: bool = True
     image_grid_pinpoints: list | None = None
     image_max_tiles: int | None = 9
     video_token_id: int = 151646

@@ -39,7 +39,9 @@ class BimbaProcessor(ProcessorMixin):
         image_processor: resizes to the tower's size and normalises (SigLIP: mean and std 0.5).
         tokenizer: Qwen2's, with the token ``<|video_pad|>``, and ``<|image_pad|>`` if there are images.
         patch_grid: patch rows (= columns) of a frame.
-        temporal_pooling, newline_position, num_frames, image_grid_pinpoints, image_max_tiles: as in ``BimbaConfig``.
+        temporal_pooling, newline_position, num_frames, newline_after_medium, image_grid_pinpoints, image_max_tiles: as
+            in ``BimbaConfig``, and the model's must be the same: who overrides one with ``AutoModel.from_pretrained``
+            overrides it here too (``load_pretrained`` does both).
         image_backend: "pil" or "torchvision": what ``image_processor`` resizes frames with, whatever it was made
             with. None: as it was made. Saved, because transformers forgets it when it saves an image processor.
 
@@ -61,6 +63,7 @@ class BimbaProcessor(ProcessorMixin):
         temporal_pooling: int = 1,
         newline_position: str = "grid",
         num_frames: int = 64,
+        newline_after_medium: bool = True,
         image_grid_pinpoints: list | None = None,
         image_max_tiles: int | None = 9,
         image_backend: str | None = None,
@@ -70,6 +73,7 @@ class BimbaProcessor(ProcessorMixin):
         self.temporal_pooling = temporal_pooling
         self.newline_position = newline_position
         self.num_frames = num_frames
+        self.newline_after_medium = newline_after_medium
         self.image_grid_pinpoints = image_grid_pinpoints
         self.image_max_tiles = image_max_tiles
         self.image_backend = image_backend or image_processor.backend

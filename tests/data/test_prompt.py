@@ -23,9 +23,9 @@ def test_there_are_goldens_for_every_number_of_options():
 def test_multiple_choice_is_the_published_prompt(case):
     options = [candidate.split(". ", 1)[1] for candidate in case["sample"]["candidates"]]
     prompt = multiple_choice(case["sample"]["question"], options)
+    asked = with_medium(prompt, newline=False)
     assert case["prompt"] == (
-        f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n<image>{prompt}<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -41,5 +41,6 @@ def test_an_empty_question(ask):
         ask("  \n")
 
 
-def test_the_medium_comes_first_on_its_own_line():
+def test_the_medium_comes_first_on_its_own_line_or_not():
     assert with_medium("Which?") == "<image>\nWhich?"
+    assert with_medium("Which?", newline=False) == "<image>Which?"

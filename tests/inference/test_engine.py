@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
-from tiny_checkpoint import MAX_LENGTH, NUM_FRAMES, write_video
+from tiny_checkpoint import MAX_LENGTH, NUM_FRAMES, tiny_model, write_video
+from transformers import GenerationConfig
+from transformers.utils import logging as logging_utils
 
 import bimba.inference.engine as engine_module
 from bimba.checkpoint import save_pretrained
 from bimba.data.prompt import multiple_choice, open_ended, with_medium
 from bimba.data.tokenize import tokenize_prompt
 from bimba.inference import VideoQA
-from bimba.inference.engine import resolve_device, resolve_dtype
 from bimba.model.splice import splice
 from bimba.types import BimbaError, SequenceTooLongError, ShortVideoError, VideoDecodeError
 
@@ -22,7 +25,7 @@ OPTIONS = ["red", "green", "blue", "grey"]
 def prompt_inputs(engine, video_file, prompt, num_frames=NUM_FRAMES):
     """What the whole model takes, built without the engine's caches."""
     pixels = engine.read(video_file, num_frames)
-    conversation = [{"from": "human", "value": with_medium(prompt)}]
+    conversation = [{"from": "human", "value": with_medium(prompt, newline=engine.processor.newline_after_medium)}]
     count = engine.processor.num_video_tokens(num_frames)
     ids = tokenize_prompt(conversation, engine.processor.tokenizer, [count])[None]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": [pixels]}
@@ -54,6 +57,43 @@ def test_answers_depend_on_the_video(engine, video_file, tmp_path):
 def test_short_asks_with_the_words_of_training(engine, video_file):
     expected = generate_from_scratch(engine, video_file, open_ended("Who scored?"), 8)
     assert engine.encode(video_file).ask("Who scored?", 8, short=True) == expected
+
+
+def test_the_checkpoint_says_whether_a_line_break_follows_the_video(video_file, tmp_path):
+    model, processor = tiny_model()
+    answers, lengths = {}, {}
+    for newline in (True, False):
+        model.config.newline_after_medium = processor.newline_after_medium = newline
+        save_pretrained(model, processor, tmp_path / str(newline))
+        engine = VideoQA.from_pretrained(tmp_path / str(newline), device="cpu")
+        assert engine.model.config.newline_after_medium is newline
+        video = engine.encode(video_file)
+        answers[newline] = [video.ask(question, 12) for question in QUESTIONS]
+        lengths[newline] = video.generate("Who scored?", 1).prompt_tokens
+        assert answers[newline] == [generate_from_scratch(engine, video_file, question, 12) for question in QUESTIONS]
+    assert answers[True] != answers[False]
+    assert lengths[True] == lengths[False] + 1
+
+
+def test_greedy_whatever_the_generation_config_says_but_for_its_repetition_penalty(video_file, caplog, monkeypatch):
+    model, processor = tiny_model()
+    video = VideoQA(model, processor).encode(video_file)
+    without = video.generate("Who scored?", 12).text
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=5.0, top_k=3, top_p=0.5, num_beams=3, num_return_sequences=2, max_length=7
+    )
+    before = model.generation_config.to_dict()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    logging_utils.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        assert video.generate("Who scored?", 12).text == without
+        assert video.generate("Who scored?", 12, num_beams=2).text
+        assert video.generate("Who scored?", 12, do_sample=True, temperature=0.5).text
+    assert caplog.messages == []
+    assert model.generation_config.to_dict() == before
+    model.generation_config = GenerationConfig(repetition_penalty=3.0, do_sample=True)
+    expected = generate_from_scratch(video.engine, video_file, "Who scored?", 12, repetition_penalty=3.0)
+    assert video.generate("Who scored?", 12).text == expected != without
 
 
 def test_beam_search_equals_scratch_and_leaves_the_prefix_alone(engine, video_file):
@@ -227,14 +267,3 @@ def test_a_checkpoint_is_loaded_with_its_own_dtype_or_another(parts, video_file,
     assert half.tokens.dtype == torch.bfloat16
     assert sum(half.choose("Which?", OPTIONS).probabilities.values()) == pytest.approx(1, abs=1e-12)
     assert half.ask("Who?", 4)
-
-
-def test_devices_and_dtypes_by_name():
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_dtype("bfloat16") is torch.bfloat16
-    assert resolve_dtype(None) is None
-    with pytest.raises(BimbaError, match=r"'nonsense'.*try 'auto'"):
-        resolve_device("nonsense")
-    for name in ("float99", "nn", "int64"):
-        with pytest.raises(BimbaError, match=f"Unknown dtype '{name}'"):
-            resolve_dtype(name)

@@ -46,15 +46,12 @@ def test_tags_and_videos_must_match(processor):
 
 
 def test_round_trip(processor, tmp_path):
-    processor.temporal_pooling = 2
+    processor.temporal_pooling, processor.newline_after_medium = 2, False
     processor.save_pretrained(tmp_path)
     again = BimbaProcessor.from_pretrained(tmp_path)
-    processor.temporal_pooling = 1
-    assert (again.temporal_pooling, again.patch_grid, again.num_frames) == (
-        2,
-        processor.patch_grid,
-        processor.num_frames,
-    )
+    processor.temporal_pooling, processor.newline_after_medium = 1, True
+    assert (again.temporal_pooling, again.newline_after_medium) == (2, False)
+    assert (again.patch_grid, again.num_frames) == (processor.patch_grid, processor.num_frames)
     assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     torch.testing.assert_close(again.pixel_values(frames(3)), processor.pixel_values(frames(3)))
 
