@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("questions", metavar="QUESTION", nargs="+", help="one or more questions")
     ask.add_argument("--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)")
     ask.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
+    ask.add_argument("--temporal-pooling", type=int, metavar="N", help="override the checkpoint's")
     ask.add_argument("--options", nargs="+", metavar="OPTION", help="2 to 5 options to choose from, for every question")
     ask.add_argument("--short", action="store_true", help="ask for a single word or phrase")
     ask.add_argument("--frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's number)")
@@ -74,7 +75,12 @@ def run_ask(arguments: argparse.Namespace) -> int:
     _hush_libraries()
     from bimba.inference import VideoQA
 
-    engine = VideoQA.from_pretrained(arguments.checkpoint, device=arguments.device, base=arguments.base)
+    engine = VideoQA.from_pretrained(
+        arguments.checkpoint,
+        device=arguments.device,
+        temporal_pooling=arguments.temporal_pooling,
+        base=arguments.base,
+    )
     video = engine.encode(arguments.video, num_frames=arguments.frames, short_videos=arguments.short_videos)
     answers: list[dict[str, Any]] = []
     for question in arguments.questions:

@@ -52,6 +52,13 @@ def test_ask_prints_one_answer_per_question(checkpoint, video, capsys):
     assert capsys.readouterr().out == f"{encoded.ask('Who?', 5)}\n{encoded.ask('What?', 5)}\n"
 
 
+def test_temporal_pooling_can_be_overridden(checkpoint, video, capsys):
+    pooled = VideoQA.from_pretrained(checkpoint, device="cpu", temporal_pooling=2).encode(video)
+    assert pooled.ask("Who?", 5) != VideoQA.from_pretrained(checkpoint, device="cpu").encode(video).ask("Who?", 5)
+    assert ask(checkpoint, video, "Who?", "--temporal-pooling", "2", "--max-new-tokens", "5") == 0
+    assert capsys.readouterr().out == f"{pooled.ask('Who?', 5)}\n"
+
+
 def test_short_answers(checkpoint, video, capsys):
     encoded = VideoQA.from_pretrained(checkpoint, device="cpu").encode(video)
     assert ask(checkpoint, video, "Who?", "--short", "--max-new-tokens", "5") == 0
@@ -75,6 +82,7 @@ def test_options_and_json(checkpoint, video, capsys):
         (["VIDEO", " "], "question is empty"),
         (["VIDEO", "Who?", "--options", "one"], "1 options"),
         (["VIDEO", "Who?", "--frames", "100000"], "fewer frames"),
+        (["VIDEO", "Who?", "--temporal-pooling", "0"], "temporal_pooling is 0"),
         (["VIDEO", "Who?", "--options", "a", "b", "--short"], "do not go together"),
     ],
 )
