@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KEYS = {"model", "data", "trainer", "optimizer", "logger", "callbacks", "paths"} | {
     "seed",
     "checkpoint",
+    "base",
     "resume",
     "show_traceback",
 }
@@ -42,18 +43,27 @@ def fit(cfg: DictConfig) -> L.Trainer:
     import lightning as L
     from hydra.utils import instantiate
 
-    from bimba.training import BimbaModule, ModelSettings, accumulation_steps, build_model, log_parts, set_trainable
+    from bimba.training import (
+        BimbaModule,
+        ModelSettings,
+        accumulation_steps,
+        ask_as_in,
+        build_model,
+        log_parts,
+        set_trainable,
+    )
 
     check(cfg)
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     trainer = build_trainer(cfg)  # first: it is quick to say that there is no such accelerator
     settings = ModelSettings.from_node(instantiate(cfg.model, _convert_="all"))
-    model, processor = build_model(settings, cfg.checkpoint)
+    model, processor = build_model(settings, cfg.checkpoint, cfg.base)
     set_trainable(model, settings.tuning, settings.lora)
     cut_off = ["vision_lora"] if settings.cuts_vision_tower_off else []
     module = BimbaModule(model, processor, instantiate(cfg.optimizer, _convert_="all"), cut_off)
     data = instantiate(cfg.data, processor=processor, _convert_="all")
+    ask_as_in(data.recipe, model, processor)
     trainer.accumulate_grad_batches = accumulation_steps(
         cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size
     )

@@ -1,7 +1,15 @@
 """Training: which weights move, how fast, and what happens around each step (Lightning)."""
 
-from bimba.training.build import ModelSettings, accumulation_steps, build_model
+from bimba.training.build import ModelSettings, accumulation_steps, ask_as_in, build_model
 from bimba.training.module import BimbaModule
 from bimba.training.trainable import log_parts, set_trainable
 
-__all__ = ["BimbaModule", "ModelSettings", "accumulation_steps", "build_model", "log_parts", "set_trainable"]
+__all__ = [
+    "BimbaModule",
+    "ModelSettings",
+    "accumulation_steps",
+    "ask_as_in",
+    "build_model",
+    "log_parts",
+    "set_trainable",
+]

@@ -15,6 +15,7 @@ from bimba.types import BimbaError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from bimba.data.recipe import Recipe
     from bimba.model.bimba import BimbaForConditionalGeneration
     from bimba.model.config import BimbaConfig
     from bimba.model.processor import BimbaProcessor
@@ -24,8 +25,15 @@ log = logging.getLogger(__name__)
 CHECKPOINTING = (False, True, "reentrant")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# What may differ between a checkpoint and model.config: options of a run, and how random weights are drawn.
-NO_SIZES = ("num_frames", "temporal_pooling", "text_config.initializer_range", "vision_config.initializer_range")
+# What may differ between a checkpoint and model.config: options of a run, how random weights are drawn, and how many
+# rows the vocabulary is padded to (an adapter of the original has its base's cut to the tokenizer's).
+NO_SIZES = (
+    "num_frames",
+    "temporal_pooling",
+    "text_config.vocab_size",
+    "text_config.initializer_range",
+    "vision_config.initializer_range",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class ModelSettings:
         dtype: of the frozen weights.
         gradient_checkpointing: trade time for memory: layers are computed again in the backward pass. "reentrant" is
             torch's older way, which the original uses: no gradient gets through a layer whose input needs none.
-        config: keyword arguments of ``BimbaConfig``, without the compressor.
+        config: keyword arguments of ``BimbaConfig``, without the compressor. None of them: as the checkpoint says, or
+            ``BimbaConfig``'s default where there is none.
         compressor: the node ``model.compressor``.
         tuning, lora: see ``bimba.training.trainable``.
     """
@@ -81,24 +90,29 @@ class ModelSettings:
 
 
 def build_model(
-    settings: ModelSettings, checkpoint: str | None
+    settings: ModelSettings, checkpoint: str | None, base: str | None = None
 ) -> tuple[BimbaForConditionalGeneration, BimbaProcessor]:
     """The model training starts from.
 
     Args:
         settings: the node ``model``.
         checkpoint: a checkpoint's folder or name; None: random weights.
+        base: where the base of an adapter lies, if ``checkpoint`` is one; None: where its files say. The adapter is
+            folded into the weights.
 
     Raises:
-        BimbaError: no checkpoint there, or one of other sizes than ``settings.config``.
+        BimbaError: no checkpoint there, one of other sizes than ``settings.config``, or a base without an adapter.
     """
     if checkpoint is None:
+        if base is not None:
+            raise BimbaError(f"base={base} is the base of an adapter, and there is none; give checkpoint=<adapter>.")
         model, processor = _new_model(settings)
     else:
         from bimba.checkpoint import load_pretrained
 
         model, processor = load_pretrained(
             checkpoint,
+            base=base,
             compressor=settings.compressor,
             temporal_pooling=settings.config.get("temporal_pooling"),
             dtype=DTYPES[settings.dtype],
@@ -109,6 +123,11 @@ def build_model(
     if settings.gradient_checkpointing:
         enable_checkpointing(model, settings)
     return model, processor
+
+
+def ask_as_in(recipe: Recipe, model: BimbaForConditionalGeneration, processor: BimbaProcessor) -> None:
+    """Has model and processor remember how a model trained with this recipe is asked; both are saved with it."""
+    model.config.newline_after_medium = processor.newline_after_medium = recipe.asks_with_newline
 
 
 def enable_checkpointing(model: BimbaForConditionalGeneration, settings: ModelSettings) -> None:
@@ -149,7 +168,8 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
             f"model.config.text_config.vocab_size is {text_config['vocab_size']}, but the tokenizer "
             f"{settings.tokenizer} has {len(tokenizer)} tokens; give at least that, or leave the key out."
         )
-    sizes = {**settings.config, "text_config": text_config}
+    given = {key: value for key, value in settings.config.items() if value is not None}
+    sizes = {**given, "text_config": text_config}
     config = BimbaConfig(
         **sizes,
         compressor=settings.compressor,
@@ -198,6 +218,8 @@ def check_sizes(config: BimbaConfig, wanted: Mapping[str, Any], checkpoint: str)
 def _differences(have: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str) -> list[str]:
     found = []
     for key, value in wanted.items():
+        if value is None:
+            continue
         if isinstance(value, Mapping) and isinstance(have.get(key), Mapping):
             found += _differences(have[key], value, f"{prefix}{key}.")
         elif key not in have or have[key] != value:

@@ -10,13 +10,22 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
-def train_script():
-    """The file train.py as a module."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+def script(name):
+    """The file train.py or evaluate.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def train_script():
+    return script("train")
+
+
+@pytest.fixture(scope="session")
+def evaluate_script():
+    return script("evaluate")
 
 
 @pytest.fixture

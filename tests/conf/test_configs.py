@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class, get_method, instantiate
@@ -120,7 +121,7 @@ def test_models_have_the_published_sizes(model, compressor, train_config):
 
     cfg = train_config(f"model={model}", f"model/compressor={compressor}")
     settings = ModelSettings.from_node(OmegaConf.to_container(cfg.model, resolve=True))
-    sizes = settings.config
+    sizes = {key: value for key, value in settings.config.items() if value is not None}
     sizes["text_config"].setdefault("vocab_size", 1000)
     with torch.device("meta"):
         built = BimbaForConditionalGeneration(BimbaConfig(**sizes, compressor=settings.compressor))
@@ -139,6 +140,11 @@ def test_an_unknown_key_is_an_error(override, train_config):
         train_config(override)
 
 
+def test_the_scripts_expect_the_keys_that_there_are(train_config, train_script, evaluate_script):
+    assert set(train_config()) == train_script.KEYS
+    assert set(compose("evaluate")) == evaluate_script.KEYS
+
+
 def test_without_arguments_it_is_the_embedded_default(train_config):
     cfg = train_config()
     assert (cfg.model.base, cfg.checkpoint, cfg.trainer.accelerator) == ("bimba-tiny", "bimba-tiny", "cpu")
@@ -149,7 +155,7 @@ def test_the_published_recipe(train_config):
     cfg = train_config("experiment=bimba_7b")
     assert (cfg.optimizer.lr, cfg.optimizer.warmup_ratio, cfg.optimizer.weight_decay) == (1e-6, 0.03, 0.0)
     assert (cfg.model.lora.r, cfg.model.lora.alpha, cfg.model.lora.dropout) == (128, 32, 0.05)
-    assert (cfg.model.config.num_frames, cfg.model.config.temporal_pooling) == (64, 1)
+    assert (cfg.model.config.num_frames, cfg.model.config.temporal_pooling) == (64, None)  # None: the checkpoint's
     assert cfg.trainer.gradient_clip_val == 1.0
 
 

@@ -13,6 +13,19 @@ import pytest
 from bimba.types import BimbaError
 from tests.training.fakes import tokenizer_folder
 
+# The original's tiny adapter and its base, whose sizes the keys of conf/model must say; the vocabulary is no size.
+ADAPTER = Path(__file__).parents[1] / "golden/model/lora/bimba-lora-qwen-ckpt"
+BASE = ADAPTER.parents[1] / "ckpt_56_base_nocompressor"
+VISION_SIZES = ("image_size=56", "patch_size=14", "hidden_size=48", "intermediate_size=96")
+TEXT_SIZES = (
+    "hidden_size=64",
+    "intermediate_size=128",
+    "num_hidden_layers=2",
+    "num_key_value_heads=2",
+    "max_position_embeddings=32768",
+    "tie_word_embeddings=false",
+    "rope_parameters.rope_theta=1000000.0",
+)
 SCRIPT = Path(__file__).parents[2] / "train.py"
 
 
@@ -80,6 +93,38 @@ def test_what_it_left_loads(finished):
     assert not any("lora" in name for name, _ in model.named_parameters())
 
 
+@pytest.mark.parametrize("recipe", ["default", "original"])
+def test_training_starts_from_an_adapter_and_remembers_how_its_recipe_asks(
+    finished, recipe, train_config, train_script, tmp_path
+):
+    from bimba.checkpoint import load_pretrained
+
+    trainer = train_script.fit(
+        train_config(
+            f"checkpoint={ADAPTER}",
+            f"base={BASE}",
+            "model.config.num_frames=8",
+            "model.config.temporal_pooling=null",
+            *(f"model.config.vision_config.{size}" for size in VISION_SIZES),
+            *(f"model.config.text_config.{size}" for size in TEXT_SIZES),
+            "+model.config.text_config.vocab_size=416",
+            f"data.prepare.root={finished[0] / 'needle'}",
+            "data.prepare.num_clips={train: 8, test: 1}",
+            "data.global_batch_size=2",
+            "data.batch_size=2",
+            "data.num_workers=0",
+            "data.val_samples=0",
+            f"data.recipe={recipe}",
+            "trainer.max_steps=1",
+        )
+    )
+    assert trainer.global_step == 1
+    model, processor = load_pretrained(tmp_path / "checkpoint")
+    assert model.config.newline_after_medium == processor.newline_after_medium == (recipe == "default")
+    assert model.config.temporal_pooling == processor.temporal_pooling == 1
+    assert model.config.compressor["name"] == "mamba"
+
+
 def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
     done = run("trainer.max_stepps=3", cwd=tmp_path)
     assert done.returncode != 0
@@ -91,6 +136,9 @@ def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
     ("overrides", "message"),
     [
         (["checkpoint=nowhere"], "There is no checkpoint folder nowhere"),
+        ([f"checkpoint={ADAPTER}"], "needs its base, lmms-lab/LLaVA-Video-7B-Qwen2"),
+        (["base=somewhere"], "is no adapter (it has no adapter_config.json), so it takes no base=somewhere"),
+        (["checkpoint=null", "base=somewhere"], "give checkpoint=<adapter>"),
         (["+extra=1"], "Nobody reads extra"),
         (["+trainer.extra=1"], "Nobody reads trainer.extra; remove it"),
         (["+data.extra=1"], "Nobody reads data.extra; remove it"),

@@ -1,19 +1,28 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from bimba.checkpoint import save_pretrained
-from bimba.training.build import ModelSettings, accumulation_steps, build_model
+from bimba.checkpoint import load_pretrained, save_pretrained
+from bimba.data.collate import collate
+from bimba.data.recipe import RECIPES
+from bimba.data.tokenize import tokenize_conversation
+from bimba.training import BimbaModule
+from bimba.training.build import ModelSettings, accumulation_steps, ask_as_in, build_model
+from bimba.training.optim import OptimizerSettings
 from bimba.training.trainable import part_of, set_trainable
 from bimba.types import BimbaError
 from tests.training.fakes import IMAGE_SIZE, LORA, SIZES, model_node, tiny_model
 
 MAMBA = {"name": "mamba", "d_state": 4}
 TOWER_LORA = {**LORA, "vision_tower": True}
+ADAPTER = Path(__file__).parents[1] / "golden/model/lora/bimba-lora-qwen-ckpt"
+BASE = ADAPTER.parents[1] / "ckpt_56_base_nocompressor"
 POOLED = {**SIZES, "temporal_pooling": 2}
 
 
-def build(checkpoint=None, **changes):
-    return build_model(ModelSettings.from_node(model_node(**changes)), checkpoint)
+def build(checkpoint=None, base=None, **changes):
+    return build_model(ModelSettings.from_node(model_node(**changes)), checkpoint, base)
 
 
 def test_a_new_model_has_the_sizes_and_a_processor_that_fits():
@@ -35,6 +44,62 @@ def test_a_checkpoint_is_loaded_with_the_compressor_and_pooling_of_the_configura
     assert model.compressor is not None
     again, _ = build(str(tmp_path / "base"), config={**SIZES, "num_frames": 6})
     assert again.config.num_frames == 6
+
+
+def test_an_option_that_is_null_is_as_the_checkpoint_says(tmp_path):
+    base, processor = tiny_model(config=POOLED)
+    save_pretrained(base, processor, tmp_path / "base")
+    unsaid = {**SIZES, "temporal_pooling": None}
+    model, processor = build(str(tmp_path / "base"), config=unsaid)
+    assert model.config.temporal_pooling == processor.temporal_pooling == 2
+    model, processor = build(config=unsaid)
+    assert model.config.temporal_pooling == processor.temporal_pooling == 1
+
+
+def sizes_of_the_base():
+    """Of the golden adapter's base, as conf/model has the 7B one's: the vocabulary with its padding."""
+    config = load_pretrained(BASE)[0].config
+    return {
+        "num_frames": 4,
+        "temporal_pooling": None,
+        "newline_position": "grid",
+        "vision_config": {key: getattr(config.vision_config, key) for key in SIZES["vision_config"]},
+        "text_config": {key: getattr(config.text_config, key) for key in ("vocab_size", *SIZES["text_config"])},
+    }
+
+
+def test_training_starts_from_an_adapter_and_its_base():
+    model, processor = build(str(ADAPTER), base=str(BASE), compressor={"name": "mamba"}, config=sizes_of_the_base())
+    assert (sizes_of_the_base()["text_config"]["vocab_size"], model.config.text_config.vocab_size) == (416, 403)
+    merged, _ = load_pretrained(ADAPTER, base=BASE)
+    for name, weight in merged.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    set_trainable(model, "lora", LORA)
+    question = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "A"}]
+    sample = tokenize_conversation(question, processor.tokenizer, [processor.num_video_tokens(4)])
+    assert sample["input_ids"].max() >= 403  # a placeholder without a row
+    batch = collate([{**sample, "pixel_values_videos": [torch.randn(4, 3, 56, 56)]}], pad_token_id=0)
+    loss, _, _ = BimbaModule(model, processor, OptimizerSettings(lr=1e-3))(batch)
+    loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any("compressor" in name for name in trained) and any("lora" in name for name in trained)
+
+
+def test_a_base_is_for_an_adapter(tmp_path):
+    with pytest.raises(BimbaError, match=r"base=somewhere is the base of an adapter.*give checkpoint=<adapter>"):
+        build(base="somewhere")
+    save_pretrained(*tiny_model(), tmp_path / "base")
+    with pytest.raises(BimbaError, match=r"is no adapter.*takes no base=somewhere"):
+        build(str(tmp_path / "base"), base="somewhere")
+
+
+@pytest.mark.parametrize(("recipe", "newline"), [("default", True), ("original", False)])
+def test_a_trained_model_is_asked_as_its_recipe_says(recipe, newline, tmp_path):
+    model, processor = build()
+    ask_as_in(RECIPES[recipe], model, processor)
+    save_pretrained(model, processor, tmp_path / "trained")
+    model, processor = load_pretrained(tmp_path / "trained")
+    assert (model.config.newline_after_medium, processor.newline_after_medium) == (newline, newline)
 
 
 def test_a_checkpoint_of_other_sizes_is_an_error_that_names_them(tmp_path):
