@@ -14,6 +14,7 @@ from transformers.utils import logging as logging_utils
 
 from bimba.checkpoint import original
 from bimba.checkpoint.card import write_card
+from bimba.checkpoint.devices import resolve_device, resolve_dtype
 from bimba.checkpoint.folder import whole_folder
 from bimba.checkpoint.lora import merged_state_dict
 from bimba.checkpoint.source import Source, open_checkpoint
@@ -62,7 +63,11 @@ def load_pretrained(
     source.check(fresh)
     with _quiet_transformers():  # check has said what is missing, and more strictly
         model: BimbaForConditionalGeneration = BimbaForConditionalGeneration.from_pretrained(
-            None, config=source.config, state_dict=source.tensors, dtype=dtype or source.dtype, device_map=device
+            None,
+            config=source.config,
+            state_dict=source.tensors,
+            dtype=resolve_dtype(dtype) or source.dtype,
+            device_map=device if device in (None, "auto") else resolve_device(device),
         )
     if source.generation_config is not None:
         model.generation_config = source.generation_config

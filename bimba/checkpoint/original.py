@@ -22,7 +22,10 @@ from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
 
 MODEL_TYPE = "llava_qwen"
-NUM_FRAMES = 64  # nowhere in its files: every script of the original samples so many
+# What its files do not say: every script of the original samples so many frames, and its evaluation, unlike its training
+# data, has no line break behind the video. Where ours differ, config.json says so under _OURS, which the original ignores.
+_SILENT = {"num_frames": 64, "newline_after_medium": False}
+_OURS = "bimba"
 COMPRESSOR = {"name": "mamba"}  # the original builds its one compressor with fixed options, those of our defaults
 
 # The original knows one tower and has its sizes in its code; a folder with another tower says so in this file, where
@@ -101,7 +104,7 @@ def read_config(folder: Path, base: BimbaConfig | None = None) -> BimbaConfig:
             compressor=dict(COMPRESSOR) if config.get("compressor_type") else None,
             temporal_pooling=config.get("temporal_pooling", 1),
             newline_position=config.get("mm_newline_position", _NEWLINE_IF_ABSENT),
-            num_frames=NUM_FRAMES,
+            **{**_SILENT, **config.get(_OURS, {})},
             image_grid_pinpoints=config.get("image_grid_pinpoints"),
             image_max_tiles=_max_tiles(config),
             original_config=config,
@@ -178,6 +181,10 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
         written.setdefault("image_grid_pinpoints", [list(size) for size in config.anyres.resolutions])
     if config.temporal_pooling != 1 or "temporal_pooling" in written:
         written["temporal_pooling"] = config.temporal_pooling
+    different = {key: getattr(config, key) for key, value in _SILENT.items() if getattr(config, key) != value}
+    written.pop(_OURS, None)
+    if different:
+        written[_OURS] = different
     written.pop("compressor_type", None)
     if compressor == theirs:
         written["compressor_type"] = "bimba"
@@ -233,6 +240,7 @@ def build_processor(config: BimbaConfig, tokenizer: PreTrainedTokenizerBase) -> 
         temporal_pooling=config.temporal_pooling,
         newline_position=config.newline_position,
         num_frames=config.num_frames,
+        newline_after_medium=config.newline_after_medium,
         image_grid_pinpoints=config.image_grid_pinpoints,
         image_max_tiles=config.image_max_tiles,
     )

@@ -61,6 +61,8 @@ def test_a_model_that_never_was_the_originals(tmp_path):
     expected, shipped = load_pretrained("bimba-tiny")
     model, processor = load_pretrained(tmp_path / "original", compressor=None)
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
+    for key in ("num_frames", "newline_after_medium"):  # of which the original's files know nothing
+        assert getattr(processor, key) == getattr(shipped, key) == getattr(model.config, key)
     text = "<|im_start|>user\nWhich digit, 42?<|im_end|>"
     assert processor.tokenizer.encode(text) == shipped.tokenizer.encode(text)
     assert model.config.anyres.resolutions == shipped.anyres.resolutions

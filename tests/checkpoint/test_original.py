@@ -274,3 +274,16 @@ def test_an_lfs_pointer_for_a_bin(tmp_path):
 def test_a_name_that_is_neither_folder_nor_on_the_hub():
     with pytest.raises(BimbaError, match="no checkpoint folder nobody/nothing, and as a model of the Hugging Face hub"):
         load_pretrained("nobody/nothing")
+
+
+def test_the_originals_checkpoints_are_asked_without_a_line_break_behind_the_medium():
+    for model, processor in (load_pretrained(FULL), load_pretrained(ADAPTER, base=BASE)):
+        assert not model.config.newline_after_medium and not processor.newline_after_medium
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [({"dtype": "foo"}, "Unknown dtype 'foo'"), ({"device": "cuda:99"}, "cuda:99")]
+)
+def test_devices_and_dtypes_that_there_are_not(option, words):
+    with pytest.raises(BimbaError, match=words):
+        load_pretrained(FULL, **option)

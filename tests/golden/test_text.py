@@ -95,9 +95,7 @@ def test_a_conversation_to_be_continued():
 @cache
 def asked_as_the_original() -> VideoQA:
     """The original's base, asked as its evaluation asks."""
-    model, processor = load_pretrained(BASE)
-    processor.newline_after_medium = ORIGINAL.asks_with_newline
-    return VideoQA(model, processor)
+    return VideoQA(*load_pretrained(BASE))
 
 
 # Two data sets of the original have prompts of their own; neither is one of the seven benchmarks.
