@@ -22,8 +22,10 @@ from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
 
 MODEL_TYPE = "llava_qwen"
-# What its files do not say: every script of the original samples so many frames, and its evaluation, unlike its training
-# data, has no line break behind the video. Where ours differ, config.json says so under _OURS, which the original ignores.
+
+# What its files do not say: every script of the original samples so many frames, and its evaluation, unlike its
+# training data, has no line break behind the video. Where ours differ, config.json says so under _OURS, which the
+# original ignores.
 _SILENT = {"num_frames": 64, "newline_after_medium": False}
 _OURS = "bimba"
 COMPRESSOR = {"name": "mamba"}  # the original builds its one compressor with fixed options, those of our defaults
