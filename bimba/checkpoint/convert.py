@@ -32,7 +32,8 @@ def convert(
     """Writes a checkpoint in another layout; an adapter is merged into its base.
 
     Tensors keep their type and, unless an adapter changes them, every bit. They stay in the shard they came in, so
-    the memory this takes is about that of the largest shard; what an adapter's ``.bin`` files hold comes on top.
+    the memory this takes is about that of the largest shard; to merge an adapter, its files and one layer's weight in
+    float32 come on top.
 
     From the original's layout to ours and back, the weights, their index, ``config.json`` and the vocabulary files
     (``vocab.json``, ``merges.txt``, ``added_tokens.json``, ``special_tokens_map.json``, ``tokenizer_config.json``) are

@@ -130,7 +130,9 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _not_written(folder: str | os.PathLike[str], error: BaseException) -> BimbaError:
-    reason = getattr(error, "strerror", None) or str(error)
+    reason = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror + (f" ({error.filename})" if error.filename else "")
     return BimbaError(
         f"The checkpoint {os.fspath(folder)} could not be written: {reason}. What was there before is unchanged; give "
         "a folder that can be written to and has room."
