@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from bimba.checkpoint import original
 from bimba.checkpoint.card import write_card
-from bimba.checkpoint.folder import whole_folder
+from bimba.checkpoint.folder import check_destination, whole_folder
 from bimba.checkpoint.keymap import to_original
 from bimba.checkpoint.source import Source, open_checkpoint
 from bimba.checkpoint.tensors import INDEX, SINGLE, Stored
@@ -32,29 +32,34 @@ def convert(
     """Writes a checkpoint in another layout; an adapter is merged into its base.
 
     Tensors keep their type and, unless an adapter changes them, every bit. They stay in the shard they came in, so
-    the memory this takes is about that of the largest shard.
+    the memory this takes is about that of the largest shard; to merge an adapter, its files and one layer's weight in
+    float32 come on top.
+
+    From the original's layout to ours and back, the weights, their index, ``config.json`` and the vocabulary files
+    (``vocab.json``, ``merges.txt``, ``added_tokens.json``, ``special_tokens_map.json``, ``tokenizer_config.json``) are
+    byte for byte what they were. ``generation_config.json`` is rewritten with the same settings, ``tokenizer.json`` is
+    not written: the original reads the vocabulary files.
 
     Args:
         source: any checkpoint that ``load_pretrained`` takes.
-        destination: a folder that does not exist yet, or is empty.
+        destination: a folder that does not exist yet, or is empty. It appears whole or not at all.
         to: "bimba" (ours) or "original" (LLaVA-Video's, which the original implementation loads).
         base: where the base of an adapter lies.
         temporal_pooling: overrides the checkpoint's.
         on_shard: called with (written, total) after each shard.
 
     Raises:
-        BimbaError: an unreadable source, an occupied destination, or a model that the original's layout cannot hold.
+        BimbaError: an unreadable source, an occupied destination, one that cannot be written to, or a model that the
+            original's layout cannot hold.
     """
     if to not in LAYOUTS:
         raise BimbaError(f"Unknown checkpoint layout {to!r}; expected one of: {', '.join(LAYOUTS)}.")
-    folder = Path(destination)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BimbaError(f"{folder} exists already; give a new folder, or remove it first.")
+    check_destination(destination)  # before anything is downloaded
     opened = open_checkpoint(source, base=base)
     if temporal_pooling is not None:
         opened.set_temporal_pooling(temporal_pooling)
     opened.check()
-    with whole_folder(folder) as partial:
+    with whole_folder(destination) as partial:
         if to == "original":
             _write_original(opened, partial)
             tensors = {str(to_original(name)): stored for name, stored in opened.tensors.items()}

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from bimba.checkpoint import original
 from bimba.checkpoint.card import write_card
 from bimba.checkpoint.devices import resolve_device, resolve_dtype
 from bimba.checkpoint.folder import whole_folder
-from bimba.checkpoint.lora import merged_state_dict
 from bimba.checkpoint.source import Source, open_checkpoint
 from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.model.compressor import build_compressor, what_it_computes
@@ -93,12 +91,18 @@ def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | N
 def save_pretrained(
     model: BimbaForConditionalGeneration, processor: BimbaProcessor, folder: str | os.PathLike[str]
 ) -> None:
-    """Writes model, processor and model card; the folder appears whole or not at all, and an older one is replaced.
+    """Writes model, processor and model card; the folder appears whole or not at all.
 
     Live LoRA adapters are merged into the weights that are written; ``model`` itself keeps them.
+
+    Args:
+        folder: does not exist yet, is empty, or holds an older checkpoint in our format, which is replaced.
+
+    Raises:
+        BimbaError: something else is there, an adapter that cannot be merged, or writing fails.
     """
-    with whole_folder(Path(folder)) as partial:
-        model.save_pretrained(partial, state_dict=merged_state_dict(model))
+    with whole_folder(folder, replace=True) as partial, _quiet_transformers():
+        model.save_pretrained(partial)
         processor.save_pretrained(partial)
         write_card(model.config, partial)
 

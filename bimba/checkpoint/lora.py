@@ -1,4 +1,4 @@
-"""LoRA adapters: folded into the weights they adapt as these are read, kept live in the model, or folded on a copy.
+"""LoRA adapters of checkpoints: folded into the weights they adapt as these are read, or kept live in the model.
 
 A merged weight is W + alpha / r · B A.
 """
@@ -12,10 +12,11 @@ from types import EllipsisType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bimba.checkpoint.errors import FETCH_AGAIN
 from bimba.checkpoint.tensors import Stored, listing, read_json
+from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.types import BimbaError
 
 CONFIG = "adapter_config.json"
@@ -53,8 +54,10 @@ class Merged:
 
     def __getitem__(self, all_of_it: EllipsisType) -> Tensor:
         weight = self.weight[...]
-        delta = (self.lora_B[...].float() @ self.lora_A[...].float()) * self.scaling
-        return (weight.float() + delta).to(weight.dtype)
+        merged = self.lora_B[...].float() @ self.lora_A[...].float()
+        merged *= self.scaling  # in place: of a 7B model's layer, each float32 copy takes 0.3 GB
+        merged += weight
+        return merged.to(weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,13 @@ class Adapter:
         }
         return {**tensors, **merged}
 
-    def inject(self, model: nn.Module) -> None:
-        """Puts the adapter into ``model`` as live peft layers, apart from the weights; it can be trained on."""
-        from peft import LoraConfig, inject_adapter_in_model
+    def inject(self, model: BimbaForConditionalGeneration) -> None:
+        """Puts the adapter into ``model`` as live peft layers, apart from the weights; it can be trained on.
+
+        It is then an adapter by transformers' own account: ``disable_adapters``, ``enable_adapters``, ``set_adapter``
+        and ``active_adapters`` work; its name is "default".
+        """
+        from peft import LoraConfig
 
         config = LoraConfig(
             r=self.settings["r"],
@@ -92,7 +99,7 @@ class Adapter:
             lora_dropout=self.settings.get("lora_dropout", 0.0),
             target_modules=sorted(self.factors),
         )
-        inject_adapter_in_model(config, model)
+        model.add_adapter(config)
         with torch.no_grad():
             for name, (lora_A, lora_B) in self.factors.items():
                 layer: Any = model.get_submodule(name)
@@ -157,23 +164,3 @@ def pair_factors(folder: Path, tensors: Mapping[str, Stored]) -> dict[str, tuple
             f"The adapter in {folder} is not whole; missing, or no LoRA factor: {listing(astray)}. {FETCH_AGAIN}"
         )
     return {layer: (tensors[layer + FACTORS[0]], tensors[layer + FACTORS[1]]) for layer in layers}
-
-
-def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """``model.state_dict()`` as it would be after merging every live peft adapter; ``model`` stays as it is."""
-    from peft.tuners.lora import LoraLayer
-
-    state = dict(model.state_dict())
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        weight = state[f"{name}.base_layer.weight"]
-        for adapter in layer.active_adapters:
-            delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[attr-defined]  # every linear layer's has it
-            weight = weight + delta.to(weight.dtype)
-        for key in [key for key in state if key.startswith(f"{name}.")]:
-            value = state.pop(key)
-            if key.startswith(f"{name}.base_layer."):
-                state[key.replace(".base_layer.", ".")] = value
-        state[f"{name}.weight"] = weight
-    return state

@@ -5,6 +5,7 @@ A transformers model: ``save_pretrained``, ``from_pretrained``, ``generate``, Lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from bimba.model.adapters import merged_state_dict
 from bimba.model.anyres import ImageSize
 from bimba.model.compressor import build_compressor
 from bimba.model.config import BimbaConfig
@@ -229,6 +231,38 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return queries
         compressed = self.compressor(space_time_tokens, queries.flatten(2, 3))
         return compressed.unflatten(2, queries.shape[2:4])
+
+    def save_pretrained(  # type: ignore[override]  # its other arguments pass through
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As of any transformers model, but it writes the whole model always: live LoRA adapters merged.
+
+        ``self`` keeps them. transformers itself would write an adapter without its base, or names that
+        ``from_pretrained`` does not know. For the adapter alone, save what ``get_adapter_state_dict()`` returns.
+        ``push_to_hub`` uploads what this writes.
+
+        Args:
+            state_dict: what to write instead of the weights, as it is; of a model with adapters, merged ones.
+
+        Raises:
+            BimbaError: an adapter that is no plain LoRA, or a ``state_dict`` that is not merged.
+        """
+        if state_dict is None:
+            state_dict = merged_state_dict(self)
+        elif live := [name for name in state_dict if ".base_layer." in name]:
+            raise BimbaError(
+                f"save_pretrained got a state_dict with adapters that are not merged ({live[0]} and {len(live) - 1} "
+                "more), which could not be loaded again; leave state_dict out, and they are merged."
+            )
+        by_itself, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False  # True: write the adapter only
+        try:
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        finally:
+            self._hf_peft_config_loaded = by_itself
 
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, **kwargs: Any

@@ -12,6 +12,7 @@ from tiny_checkpoint import write_video
 from bimba import VideoQA
 from bimba.checkpoint import load_pretrained, save_pretrained
 from bimba.checkpoint.keymap import to_ours
+from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.types import BimbaError
 
 GOLDEN = ADAPTER.parents[1] / "golden_lora_loaded.safetensors"
@@ -103,6 +104,33 @@ def test_live_factors_can_be_trained_and_are_merged_when_saved(tmp_path):
     expected = load_pretrained(ADAPTER, base=BASE)[0].state_dict()
     for name, tensor in load_pretrained(tmp_path / "saved")[0].state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_live_adapter_is_transformers_to_switch(golden):
+    model, _ = load_pretrained(ADAPTER, base=BASE, merge=False)
+    assert model.active_adapters() == ["default"]
+    ids = golden["in.text_ids"]
+    expected = model(input_ids=ids).logits
+    model.disable_adapters()
+    off = model(input_ids=ids).logits
+    merged, _ = load_pretrained(ADAPTER, base=BASE)
+    base, _ = load_pretrained(BASE, compressor=None)
+    torch.testing.assert_close(off, base(input_ids=ids).logits[..., : off.shape[-1]], rtol=0, atol=1e-5)
+    assert (off - expected).abs().max() > 1e-2
+    model.enable_adapters()
+    assert torch.equal(model(input_ids=ids).logits, expected)
+    torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_ordinary_save_pretrained_merges_a_live_adapter(golden, tmp_path):
+    model, _ = load_pretrained(ADAPTER, base=BASE, merge=False)
+    model.save_pretrained(tmp_path)
+    loaded, report = BimbaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    text = loaded(input_ids=golden["in.text_ids"]).logits[:, -4:]
+    torch.testing.assert_close(text, golden["logits_text_last4"], rtol=0, atol=1e-4)
 
 
 def test_the_base_is_found_where_the_adapter_says(adapter):

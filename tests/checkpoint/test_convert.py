@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,10 @@ def test_there_and_back_is_bit_identical(tmp_path):
     for name in ("model.safetensors", "config.json", "vocab.json", "merges.txt", "added_tokens.json",
                  "tokenizer_config.json", "special_tokens_map.json"):  # fmt: skip
         assert (tmp_path / "back" / name).read_bytes() == (FULL / name).read_bytes(), name
+    written = {path.name for path in (tmp_path / "back").iterdir()}
+    assert {path.name for path in FULL.iterdir()} - written == {"tokenizer.json"}  # the original reads the others
+    ours, theirs = (json.loads((f / "generation_config.json").read_text()) for f in (tmp_path / "back", FULL))
+    assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == {"transformers_version"}
     tower = json.loads((FULL / "tiny_vision_config.json").read_text())
     assert json.loads((tmp_path / "back/tiny_vision_config.json").read_text()) == {
         k: tower[k] for k in tower if k != "note"
@@ -84,12 +90,49 @@ def test_the_originals_layout_knows_one_compressor(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
 
 
-def test_nothing_is_left_of_a_failed_conversion(tmp_path):
+def test_a_missing_shard_is_seen_before_anything_is_written(tmp_path):
     source = copy_of(FULL, tmp_path / "source")
     shard(source)[2].unlink()
     with pytest.raises(BimbaError, match="is missing"):
         convert(source, tmp_path / "to/ours")
-    assert not (tmp_path / "to").exists() or not any((tmp_path / "to").iterdir())
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no more")])
+def test_nothing_is_left_of_a_failed_conversion(tmp_path, error):
+    source = copy_of(FULL, tmp_path / "source")
+    shard(source)
+    written = []
+
+    def fail(done, total):
+        written.extend(path.name for path in tmp_path.rglob("*.safetensors") if source not in path.parents)
+        raise error
+
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else BimbaError):
+        convert(source, tmp_path / "to/ours", on_shard=fail)
+    assert written == ["model-00001-of-00003.safetensors"]  # so there was something to leave
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("to", ["bimba", "original"])
+@pytest.mark.parametrize("most", [0, 500, 3_500, 5_000, 9_000, 12_000, 200_000])
+def test_a_full_disk_at_any_file(tmp_path, most, to):
+    (tmp_path / "empty").mkdir()
+    for folder in ("new/deep", "empty"):
+        with files_of_at_most(most), pytest.raises(BimbaError, match=f"{folder} could not be written: .*too large"):
+            convert(FULL, tmp_path / folder, to=to)
+        assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+@contextmanager
+def files_of_at_most(size):
+    """As ``ulimit -f``, in bytes: the system refuses to write more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_an_occupied_destination_is_left_alone(tmp_path):
@@ -106,4 +149,6 @@ def test_the_command(tmp_path, capsys):
     assert "ours" in capsys.readouterr().out and (folder / "model.safetensors").exists()
     assert main(["convert", str(ADAPTER), str(tmp_path / "other")]) == 2
     assert "needs its base" in capsys.readouterr().err
+    assert main(["convert", str(FULL), str(folder / "config.json/sub")]) == 2
+    assert "could not be written" in capsys.readouterr().err
     assert Path(folder / "config.json").stat().st_mode & 0o044

@@ -151,6 +151,55 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(copy, monkeypatch):
     load_pretrained(copy)
 
 
+def test_saving_is_quiet(tmp_path, capfd):
+    save_pretrained(*tiny_model(), tmp_path / "checkpoint")
+    assert capfd.readouterr() == ("", "")
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def config_of_the_originals(folder):
+    (folder / "config.json").write_text('{"model_type": "llava_qwen"}')
+
+
+def broken_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def a_repository(folder):
+    (folder / ".git").mkdir()
+
+
+@pytest.mark.parametrize("change", [no_config, config_of_the_originals, broken_config, a_repository])
+def test_only_a_checkpoint_is_replaced(copy, change):
+    (copy / "thesis.txt").write_text("years of work")
+    change(copy)
+    held = sorted(path.name for path in copy.iterdir())
+    with pytest.raises(BimbaError, match="exists already and is not only a checkpoint in our format"):
+        save_pretrained(*tiny_model(), copy)
+    assert sorted(path.name for path in copy.iterdir()) == held
+    assert (copy / "thesis.txt").read_text() == "years of work"
+    assert [path.name for path in copy.parent.iterdir()] == ["checkpoint"]
+
+
+def test_an_empty_folder_is_written_to(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    save_pretrained(*tiny_model(), tmp_path / "checkpoint")
+    load_pretrained(tmp_path / "checkpoint")
+
+
+def test_an_adapter_that_cannot_be_merged_leaves_the_old_checkpoint(copy):
+    model, processor = load_pretrained(copy)
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], use_dora=True))
+    before = (copy / "model.safetensors").read_bytes()
+    with pytest.raises(BimbaError, match="cannot be merged"):
+        save_pretrained(model, processor, copy)
+    assert (copy / "model.safetensors").read_bytes() == before
+    assert [path.name for path in copy.parent.iterdir()] == ["checkpoint"]
+
+
 def test_a_saved_checkpoint_is_readable_by_others(saved):
     assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o644}
 
