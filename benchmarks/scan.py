@@ -7,7 +7,7 @@
 
 Peers: the recurrence as mamba_ssm's ``selective_scan_ref`` writes it ("as mamba_ssm"), transformers' PyTorch path, and
 mambapy's parallel scan. They compute every output; ours is asked for the queries alone, as the compressor does. The
-floor is the time that the B x L x D x N exponentials alone take, with this package's own exp2. Nothing is printed before
+floor is the time that the B x L x D x N exponentials alone take, with this package's exp2. Nothing is printed before
 outputs and gradients were found equal at the queries. Memory is how far the process grows during one call.
 """
 
@@ -177,6 +177,7 @@ def exponentials_s(inputs: dict[str, Tensor], repeats: int) -> float:
 def extra_memory_mib(scan: Scan, inputs: dict[str, Tensor], backward: bool) -> float:
     """How far the process grows during one call, in MiB."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed counts as not there
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = memory_kib("VmRSS")
     run(scan, inputs, backward)
