@@ -38,7 +38,7 @@ format: setup ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 
 bench: setup ## compare the scan backends with their peer
-	$(BIN)/python benchmarks/selective_scan.py
+	$(BIN)/python benchmarks/scan.py
 
 tiny-base: setup ## train the shipped tiny base again (about an hour on two cores; interrupted runs resume)
 	$(BIN)/python -m bimba.training.tiny_tokenizer outputs/tiny_base/tokenizer
