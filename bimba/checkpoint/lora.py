@@ -20,6 +20,7 @@ from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.types import BimbaError
 
 CONFIG = "adapter_config.json"
+_ROWS = 512
 FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 # Keys of adapter_config.json that make a merged weight something else than W + alpha / r · B A, and their plain values.
@@ -53,11 +54,12 @@ class Merged:
         return self.weight.file
 
     def __getitem__(self, all_of_it: EllipsisType) -> Tensor:
-        weight = self.weight[...]
-        merged = self.lora_B[...].float() @ self.lora_A[...].float()
-        merged *= self.scaling  # in place: of a 7B model's layer, each float32 copy takes 0.3 GB
-        merged += weight
-        return merged.to(weight.dtype)
+        weight, lora_A, lora_B = self.weight[...], self.lora_A[...].float(), self.lora_B[...].float()
+        merged = torch.empty_like(weight)
+        for start in range(0, len(weight), _ROWS):  # of a whole layer of a 7B model, a float32 copy takes 0.3 GB
+            rows = slice(start, start + _ROWS)
+            merged[rows] = (lora_B[rows] @ lora_A).mul_(self.scaling).add_(weight[rows])
+        return merged
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -133,7 +134,8 @@ def binary_tensors(path: Path) -> dict[str, Stored]:
         BimbaError: no such file, damaged, or it holds anything but named tensors.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(path)  # all but files of torch before 1.6, which cannot be mapped into memory
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
         raise BimbaError(_what_is_wrong(path, error)) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
