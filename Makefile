@@ -37,8 +37,9 @@ format: setup ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## compare the scan backends with their peer
+bench: setup ## compare the scan with its peers, and the compressor with other layers
 	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/compressor.py
 
 tiny-base: setup ## train the shipped tiny base again (about an hour on two cores; interrupted runs resume)
 	$(BIN)/python -m bimba.training.tiny_tokenizer outputs/tiny_base/tokenizer

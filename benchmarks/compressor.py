@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def exponent(of_name: dict[int, tuple[float, float]]) -> str:
     """Growth of the time with the number of frames, between the longest video and one at most a quarter of it."""
-    longest = max(of_name)
+    longest = max(of_name, default=0)
     shorter = [frames for frames in of_name if frames * 4 <= longest]
     if not shorter:
         return "-"
@@ -165,7 +165,7 @@ def plot(results: dict[str, dict[int, tuple[float, float]]], path: Path) -> None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.5), layout="constrained")
     for name, of_name in results.items():
         axes.loglog(list(of_name), [time_s * 1e3 for time_s, _ in of_name.values()], marker="o", label=name)
     frames = sorted({f for of_name in results.values() for f in of_name})
@@ -173,7 +173,7 @@ def plot(results: dict[str, dict[int, tuple[float, float]]], path: Path) -> None
     axes.minorticks_off()
     axes.set(xlabel="frames of 27 x 27 patches", ylabel="ms, one thread", title="Time of one compressor layer")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=150)
 
 

@@ -21,7 +21,9 @@ from bimba.types import BimbaError
 
 log = logging.getLogger(__name__)
 
-FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-pthread")
+# OpenMP only where torch brings the library along (libgomp): a second one would fight with torch's over the cores.
+_THREADS = "-fopenmp" if platform.system() == "Linux" else "-pthread"
+FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", _THREADS)
 
 
 def build(name: str, sources: Sequence[Path], headers: Sequence[Path] = ()) -> ctypes.CDLL:
@@ -79,7 +81,7 @@ def _compile(name: str, sources: Sequence[Path], folder: Path) -> None:
             name=name,
             sources=[str(source) for source in sources],
             extra_cflags=[*FLAGS, "-Wno-maybe-uninitialized"],  # GCC 12 warns of its own headers
-            extra_ldflags=["-pthread"],
+            extra_ldflags=[_THREADS],
             build_directory=str(folder),
             is_python_module=False,
         )

@@ -83,11 +83,17 @@ class _Inputs:
         tiles, vectors = -(-self.length // _TILE), -(-self.channels // _LANES)
         return self.new(self.batch, tiles, vectors, self.states, _LANES)
 
-    def call(self, function: str, ranges: int = 1, **outputs: Tensor) -> None:
+    @property
+    def ranges(self) -> int:
+        """Into how many ranges channels are split: samples are dealt to threads first, these only if they are few."""
+        vectors = -(-self.channels // _LANES)
+        return max(1, min(vectors, -(-torch.get_num_threads() // max(1, self.batch))))
+
+    def call(self, function: str, **outputs: Tensor) -> None:
         """Runs a function of scan.cpp, which writes to ``outputs``."""
         arguments = _Arguments(
             batch=self.batch, length=self.length, channels=self.channels, states=self.states, outputs=self.outputs,
-            threads=torch.get_num_threads(), ranges=ranges, **self.options,
+            threads=torch.get_num_threads(), ranges=self.ranges, **self.options,
         )  # fmt: skip
         for name, x in {**self.tensors, **outputs}.items():
             setattr(arguments, name, x.data_ptr())
@@ -124,20 +130,18 @@ class _CompiledScan(torch.autograd.Function):
         softplus, reverse = ctx.options
         inputs = _Inputs(u, delta, A, B, C, D, delta_bias, softplus, reverse, query_index)
         batch, length, channels, states = inputs.batch, inputs.length, inputs.channels, inputs.states
-        # Samples are dealt to threads first; channels are split, at the price of adding up parts, only if they are few.
-        ranges = min(-(-channels // _LANES), max(1, -(-torch.get_num_threads() // max(1, batch))))
         grads = {
             "du": inputs.new(batch, length, channels),
             "ddelta": inputs.new(batch, length, channels),
             "dA": inputs.new(batch, states, channels),
-            "dB": inputs.new(max(1, ranges), batch, length, states),
-            "dC": inputs.new(max(1, ranges), batch, inputs.outputs, states),
+            "dB": inputs.new(inputs.ranges, batch, length, states),  # summed below
+            "dC": inputs.new(inputs.ranges, batch, inputs.outputs, states),
             "dD": inputs.new(batch, channels),
             "dbias": inputs.new(batch, channels),
         }
         if channels == 0:
             grads["dB"].zero_(), grads["dC"].zero_()
-        inputs.call("bimba_scan_backward", ranges, starts=starts, dy=dy.float().transpose(1, 2).contiguous(), **grads)
+        inputs.call("bimba_scan_backward", starts=starts, dy=dy.float().transpose(1, 2).contiguous(), **grads)
         du, ddelta, dA, dB, dC, dD, dbias = grads.values()
         summed = (
             du.transpose(1, 2), ddelta.transpose(1, 2), dA.sum(0).t(), dB.sum(0).transpose(1, 2),

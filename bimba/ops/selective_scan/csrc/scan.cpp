@@ -84,17 +84,31 @@ struct TileQueries {
   void add(int place, int64_t index) { local[count] = place; output[count++] = index; }
 };
 
+struct Parameters {  // of one vector of channels
+  int64_t channel;  // its first
+  int lanes;        // how many there are
+  std::vector<vec> A_log2;
+  vec D, bias;
+
+  Parameters(const Scan& s, int64_t vector)
+      : channel(vector * LANES), lanes(int(std::min<int64_t>(LANES, s.channels - channel))), A_log2(s.states) {
+    for (int64_t n = 0; n < s.states; ++n) A_log2[n] = load_part(s.A + n * s.channels + channel, lanes) * LOG2_E;
+    D = s.D != nullptr ? load_part(s.D + channel, lanes) : vec{};
+    bias = s.bias != nullptr ? load_part(s.bias + channel, lanes) : vec{};
+  }
+};
+
 // A tile of one vector of channels: what does not depend on the state.
 struct TileInputs {
   vec u[TILE], delta[TILE], step[TILE], step_u[TILE];  // delta: with its bias, before softplus
 
   template <typename T>
-  void read(const Scan& s, Rows<T> u_rows, Rows<T> delta_rows, vec bias, int64_t start, int size, int64_t channel,
-            int lanes) {
+  void read(const Scan& s, int64_t sample, const Parameters& p, int64_t start, int size) {
+    const Rows<T> u_rows = rows<T>(s.u, s.u_strides, sample), delta_rows = rows<T>(s.delta, s.delta_strides, sample);
     for (int i = 0; i < size; ++i) {
       const int64_t t = s.token(start + i);
-      u[i] = load_part(u_rows[t] + channel, lanes);
-      delta[i] = load_part(delta_rows[t] + channel, lanes) + bias;
+      u[i] = load_part(u_rows[t] + p.channel, p.lanes);
+      delta[i] = load_part(delta_rows[t] + p.channel, p.lanes) + p.bias;
       step[i] = s.softplus ? softplus(delta[i]) : delta[i];
       step_u[i] = step[i] * u[i];
     }
@@ -151,44 +165,39 @@ void for_groups(int64_t states, F&& f) {
   for (; n < states; ++n) f(std::integral_constant<int, 1>(), n);
 }
 
-struct Parameters {  // of one vector of channels
-  std::vector<vec> A_log2;
-  vec D, bias;
-
-  Parameters(const Scan& s, int64_t channel, int lanes) : A_log2(s.states) {
-    for (int64_t n = 0; n < s.states; ++n) A_log2[n] = load_part(s.A + n * s.channels + channel, lanes) * LOG2_E;
-    D = s.D != nullptr ? load_part(s.D + channel, lanes) : vec{};
-    bias = s.bias != nullptr ? load_part(s.bias + channel, lanes) : vec{};
-  }
-};
-
 template <typename T>
-void forward_vector(const Scan& s, int64_t sample, int64_t vector) {
-  const int64_t channel = vector * LANES;
-  const int lanes = int(std::min<int64_t>(LANES, s.channels - channel));
-  const Parameters p(s, channel, lanes);
-  std::vector<vec> h(s.states);
+void forward_range(const Scan& s, int64_t sample, int64_t range) {
+  struct Carried {  // of one vector of channels, from tile to tile
+    Parameters p;
+    std::vector<vec> h;
+  };
+  const int64_t first = range * s.vectors / s.ranges, last = (range + 1) * s.vectors / s.ranges;
+  std::vector<Carried> carried;
+  for (int64_t v = first; v < last; ++v) carried.push_back({Parameters(s, v), std::vector<vec>(s.states)});
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
   TileInputs in;
   vec y_tile[TILE];
-  for (int64_t tile = 0; tile < s.tiles; ++tile) {
+  for (int64_t tile = 0; tile < s.tiles; ++tile) {  // outside, so that rows of u and delta are read as they lie
     const int64_t start = tile * TILE;
     const int size = int(std::min<int64_t>(TILE, s.length - start));
-    if (s.starts != nullptr) {
-      float* saved = s.starts + ((sample * s.tiles + tile) * s.vectors + vector) * s.states * LANES;
-      for (int64_t n = 0; n < s.states; ++n) store(saved + n * LANES, h[n]);
-    }
     const TileQueries queries(s, start, size);
-    in.read<T>(s, rows<T>(s.u, s.u_strides, sample), rows<T>(s.delta, s.delta_strides, sample), p.bias, start, size, channel, lanes);
     read_states(s, rows<T>(s.B, s.B_strides, sample), start, size, B_tile.data());
     read_queries(s, rows<T>(s.C, s.C_strides, sample), queries, C_tile.data());
-    for (int q = 0; q < queries.count; ++q) y_tile[q] = p.D * in.u[queries.local[q]];
-    for_groups(s.states, [&](auto size_of_group, int64_t n) {
-      scan_states<size_of_group()>(in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states, &p.A_log2[n], &h[n],
-                                   y_tile);
-    });
-    for (int q = 0; q < queries.count; ++q)
-      store_part(s.y + (sample * s.outputs + queries.output[q]) * s.channels + channel, y_tile[q], lanes);
+    for (int64_t v = first; v < last; ++v) {
+      Carried& c = carried[v - first];
+      if (s.starts != nullptr) {
+        float* saved = s.starts + ((sample * s.tiles + tile) * s.vectors + v) * s.states * LANES;
+        for (int64_t n = 0; n < s.states; ++n) store(saved + n * LANES, c.h[n]);
+      }
+      in.read<T>(s, sample, c.p, start, size);
+      for (int q = 0; q < queries.count; ++q) y_tile[q] = c.p.D * in.u[queries.local[q]];
+      for_groups(s.states, [&](auto size_of_group, int64_t n) {
+        scan_states<size_of_group()>(in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states, &c.p.A_log2[n],
+                                     &c.h[n], y_tile);
+      });
+      for (int q = 0; q < queries.count; ++q)
+        store_part(s.y + (sample * s.outputs + queries.output[q]) * s.channels + c.p.channel, y_tile[q], c.p.lanes);
+    }
   }
 }
 
@@ -261,10 +270,8 @@ void backward_range(const Scan& s, int64_t sample, int64_t range) {
     vec dD = {}, dbias = {};
   };
   std::vector<Carried> carried;
-  for (int64_t v = first; v < last; ++v) {
-    const int lanes = int(std::min<int64_t>(LANES, s.channels - v * LANES));
-    carried.push_back({Parameters(s, v * LANES, lanes), std::vector<vec>(s.states), std::vector<vec>(s.states)});
-  }
+  for (int64_t v = first; v < last; ++v)
+    carried.push_back({Parameters(s, v), std::vector<vec>(s.states), std::vector<vec>(s.states)});
   TileSums sums(s);
   TileInputs in;
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
@@ -278,9 +285,9 @@ void backward_range(const Scan& s, int64_t sample, int64_t range) {
     sums.clear();
     for (int64_t v = first; v < last; ++v) {
       Carried& c = carried[v - first];
-      const int64_t channel = v * LANES;
-      const int lanes = int(std::min<int64_t>(LANES, s.channels - channel));
-      in.read<T>(s, rows<T>(s.u, s.u_strides, sample), rows<T>(s.delta, s.delta_strides, sample), c.p.bias, start, size, channel, lanes);
+      const int64_t channel = c.p.channel;
+      const int lanes = c.p.lanes;
+      in.read<T>(s, sample, c.p, start, size);
       for (int i = 0; i < size; ++i) dstep[i] = dstep_u[i] = vec{};
       for (int q = 0; q < queries.count; ++q)
         dy_tile[q] = load_part(s.dy + (sample * s.outputs + queries.output[q]) * s.channels + channel, lanes);
@@ -314,17 +321,22 @@ void backward_range(const Scan& s, int64_t sample, int64_t range) {
   }
   for (int64_t v = first; v < last; ++v) {
     const Carried& c = carried[v - first];
-    const int64_t channel = v * LANES;
-    const int lanes = int(std::min<int64_t>(LANES, s.channels - channel));
+    const int64_t channel = c.p.channel;
+    const int lanes = c.p.lanes;
     for (int64_t n = 0; n < s.states; ++n) store_part(s.dA + (sample * s.states + n) * s.channels + channel, c.dA[n], lanes);
     store_part(s.dD + sample * s.channels + channel, c.dD, lanes);
     store_part(s.dbias + sample * s.channels + channel, c.dbias, lanes);
   }
 }
 
-// f(0), ..., f(count - 1), dealt to as many threads as asked for.
+// f(0), ..., f(count - 1) on as many threads as asked for: torch's own, where its OpenMP is at hand. Threads beside
+// torch's would share the cores with those, which keep spinning for a while after each of its operations.
 template <typename F>
 void parallel(int64_t count, int64_t threads, F&& f) {
+#if defined(_OPENMP)
+#pragma omp parallel for schedule(static) num_threads(int(threads)) if (threads > 1 && count > 1)
+  for (int64_t i = 0; i < count; ++i) f(i);
+#else
   threads = std::min(threads, count);
   auto work = [&](int64_t thread) {
     for (int64_t i = thread * count / threads; i < (thread + 1) * count / threads; ++i) f(i);
@@ -333,14 +345,15 @@ void parallel(int64_t count, int64_t threads, F&& f) {
   for (int64_t t = 1; t < threads; ++t) others.emplace_back(work, t);
   if (count > 0) work(0);
   for (std::thread& other : others) other.join();
+#endif
 }
 
 }  // namespace
 
 extern "C" void bimba_scan_forward(const Arguments* arguments) {
   const Scan s(*arguments);
-  auto run = s.bfloat16 ? forward_vector<uint16_t> : forward_vector<float>;
-  parallel(s.batch * s.vectors, s.threads, [&](int64_t i) { run(s, i / s.vectors, i % s.vectors); });
+  auto run = s.bfloat16 ? forward_range<uint16_t> : forward_range<float>;
+  parallel(s.batch * s.ranges, s.threads, [&](int64_t i) { run(s, i / s.ranges, i % s.ranges); });
 }
 
 extern "C" void bimba_scan_backward(const Arguments* arguments) {
