@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,13 @@ from bimba.model.config import BimbaConfig
 from bimba.types import BimbaError
 
 log = logging.getLogger(__name__)
+
+# The files of a checkpoint in our format, of any release of transformers.
+_OURS = re.compile(
+    r"(config|generation_config|processor_config|preprocessor_config|video_preprocessor_config|tokenizer|tokenizer_config"
+    r"|special_tokens_map|added_tokens|vocab|chat_template)\.json|merges\.txt|chat_template\.jinja|README\.md"
+    r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 def check_destination(folder: str | os.PathLike[str], *, replace: bool = False) -> Path:
@@ -45,8 +53,9 @@ def check_destination(folder: str | os.PathLike[str], *, replace: bool = False) 
         raise BimbaError(f"{folder} exists already; give a new folder, or remove it first.")
     if held and not _is_checkpoint(real):
         raise BimbaError(
-            f"{folder} exists already and is not only a checkpoint in our format (it holds: {listing(held, 5)}); only "
-            "such a one is replaced. Give a new folder, or remove it first."
+            f"{folder} exists already and is not only a checkpoint in our format (it also holds: "
+            f"{listing(_strangers(real) or held, 5)}); only such a one is replaced. Move that elsewhere, or give a new "
+            "folder."
         )
     if mounted or real == working or real in working.parents:
         what = "a mount point" if mounted else "the working directory, or around it,"
@@ -72,10 +81,11 @@ def whole_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> It
         real.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{real.name}.", dir=real.parent))
         yield partial
-        partial.chmod(0o755)  # temporary folders and safetensors' files are private; a checkpoint is not
+        hidden = _umask()
+        partial.chmod(0o777 & ~hidden)  # temporary folders and safetensors' files are private; a checkpoint need not be
         for path in partial.iterdir():
             if path.is_file():
-                path.chmod(0o644)
+                path.chmod(0o666 & ~hidden)
         _replace(check_destination(folder, replace=replace), partial)  # something may have come there meanwhile
     except BaseException as error:  # an interrupted write leaves nothing half-written behind
         if partial is not None:
@@ -87,6 +97,13 @@ def whole_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> It
         if isinstance(error, OSError | SafetensorError) or type(error) is Exception:
             raise _not_written(folder, error) from error
         raise
+
+
+def _umask() -> int:
+    """What the user wants hidden of new files; to read it is to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _replace(folder: Path, partial: Path) -> None:
@@ -121,12 +138,17 @@ def _put_back(old: Path, folder: Path) -> None:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds files only, and a ``config.json`` of ours among them."""
+    """Whether a folder holds a ``config.json`` of ours, and nothing but what stands beside it in a checkpoint."""
     try:
         model_type = read_json(folder / "config.json").get("model_type")
     except BimbaError:
         return False
-    return model_type == BimbaConfig.model_type and all(path.is_file() for path in folder.iterdir())
+    return model_type == BimbaConfig.model_type and not _strangers(folder)
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What somebody else put into a checkpoint's folder: notes, scores, a subfolder."""
+    return sorted(path.name for path in folder.iterdir() if not (path.is_file() and _OURS.fullmatch(path.name)))
 
 
 def _not_written(folder: str | os.PathLike[str], error: BaseException) -> BimbaError:

@@ -106,7 +106,7 @@ def read_config(folder: Path, base: BimbaConfig | None = None) -> BimbaConfig:
             compressor=dict(COMPRESSOR) if config.get("compressor_type") else None,
             temporal_pooling=config.get("temporal_pooling", 1),
             newline_position=config.get("mm_newline_position", _NEWLINE_IF_ABSENT),
-            **{**_SILENT, **config.get(_OURS, {})},
+            **{**_SILENT, **_of_ours(config, folder)},
             image_grid_pinpoints=config.get("image_grid_pinpoints"),
             image_max_tiles=_max_tiles(config),
             original_config=config,
@@ -146,6 +146,14 @@ def _read_original_config(folder: Path, of_base: dict[str, Any]) -> dict[str, An
             f"{folder / 'config.json'} has compressor_type={config['compressor_type']!r}; expected 'bimba', or none."
         )
     return config
+
+
+def _of_ours(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What we wrote into an original's ``config.json``: see _SILENT."""
+    ours = config.get(_OURS, {})
+    if not isinstance(ours, dict) or any(type(value) is not type(_SILENT.get(key)) for key, value in ours.items()):
+        raise BimbaError(f"{folder / 'config.json'} has {_OURS}={ours!r}; expected some of {_SILENT}. {FETCH_AGAIN}")
+    return ours
 
 
 def _vision_config(folder: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ layout                  recognised by
 ours                    ``config.json`` with model type ``bimba``
 the original, full      ``config.json`` with model type ``llava_qwen``, ``model.safetensors`` or shards
 the original, adapter   ``adapter_config.json``, ``adapter_model.bin`` or ``.safetensors``, and
-                        ``non_lora_trainables.bin``; needs its base, which is one of the two above
+                        ``non_lora_trainables.bin``; needs its base, a full one, or that converted to ours
 ======================  =====================================================================================
 """
 

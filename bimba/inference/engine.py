@@ -246,13 +246,15 @@ class EncodedVideo:
         model, tokenizer = self.engine.model, self.engine.processor.tokenizer
         end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         config = deepcopy(model.generation_config)
-        others = config.update(  # what is no setting of a GenerationConfig, such as a streamer
-            max_new_tokens=max_new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
-            suppress_tokens=[model.config.video_token_id, model.config.image_token_id],  # placeholders, never words
-            **{**_UNLESS_ASKED, **sampling},
-        )
+        settings = {
+            **_UNLESS_ASKED,
+            "max_new_tokens": max_new_tokens,
+            "eos_token_id": end,
+            "pad_token_id": end,
+            "suppress_tokens": [model.config.video_token_id, model.config.image_token_id],  # placeholders, never words
+            **sampling,
+        }
+        others = config.update(**settings)  # what is no setting of a GenerationConfig, such as a streamer
         ids = model.language_model.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),

@@ -93,6 +93,8 @@ class BimbaConfig(PreTrainedConfig):
             raise BimbaError(
                 f"newline_position is {self.newline_position!r}; expected one of {', '.join(NEWLINE_POSITIONS)}."
             )
+        if self.num_frames < 1:
+            raise BimbaError(f"num_frames is {self.num_frames}; expected 1 or more frames.")
         if self.temporal_pooling < 1:
             raise BimbaError(f"temporal_pooling is {self.temporal_pooling}; expected 1 or more frames.")
         if self.image_max_tiles is not None:

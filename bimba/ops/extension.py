@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -29,29 +30,46 @@ FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", _THREADS)
 def build(name: str, sources: Sequence[Path], headers: Sequence[Path] = ()) -> ctypes.CDLL:
     """The library of some C++ files; compiled unless this processor, compiler and text were seen before.
 
-    Two processes that ask at once compile once. The folder is ``$BIMBA_CACHE_DIR``, or ``bimba`` in the user's cache; a
-    folder that cannot be written to is passed over for a temporary one.
+    Two processes that ask at once compile once. The folder is ``$BIMBA_CACHE_DIR``, or ``bimba`` in the user's cache;
+    if that cannot be written to, a temporary one that goes with this process.
 
     Raises:
-        BimbaError: no compiler, or it fails; the message says what to install.
+        BimbaError: no compiler, or it fails, or what it made cannot be loaded; the message says what to do.
     """
     compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
     if compiler is None:
         raise BimbaError("there is no C++ compiler here (c++, g++ or $CXX); install one, such as Debian's package g++")
-    folder = _cache_folder() / f"{name}_{key_of(compiler, sources, headers)}"
-    library = folder / f"{name}.so"
-    with FileLock(folder.with_suffix(".lock")):  # torch's own lock outlives a process that was killed
-        if not library.exists():
-            log.info("Compiling %s for this processor, once; it goes to %s", name, folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "lock").unlink(missing_ok=True)
-            try:
-                _compile(name, sources, folder)
-            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                reason = str(error).strip().splitlines()[0]
-                raise BimbaError(f"{compiler} could not compile {name} ({reason}); BIMBA works without") from error
+    try:
+        file = Path(f"{name}_{key_of(compiler, sources, headers)}.so")
+        return _load(_cache_folder() / file) or _build(name, sources, file)
+    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BimbaError(f"{compiler} could not compile {name} ({reason}); BIMBA works without, slower") from error
+
+
+def _load(library: Path) -> ctypes.CDLL | None:
+    """A library that was compiled before; None if there is none, or one that another system made."""
+    if not library.exists():
+        return None
+    try:
         return ctypes.CDLL(str(library))
+    except OSError as error:
+        log.info("%s cannot be loaded here (%s) and is compiled again", library, error)
+        return None
+
+
+def _build(name: str, sources: Sequence[Path], file: Path) -> ctypes.CDLL:
+    """Compiles beside the place where the library belongs, and moves it there when it is whole and loads."""
+    cache = _writable(_cache_folder())
+    with FileLock(cache / file.with_suffix(".lock")):  # torch's own lock outlives a process that was killed
+        if (library := _load(cache / file)) is not None:
+            return library  # another process was quicker
+        log.info("Compiling %s for this processor, once; it goes to %s", name, cache)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=cache) as folder:
+            _compile(name, sources, Path(folder))
+            library = ctypes.CDLL(str(Path(folder) / f"{name}.so"))
+            os.replace(Path(folder) / f"{name}.so", cache / file)
+        return library
 
 
 def key_of(compiler: str, sources: Sequence[Path], headers: Sequence[Path]) -> str:
@@ -101,8 +119,13 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimba"
-    folder = Path(os.environ.get("BIMBA_CACHE_DIR") or default)
+    if named := os.environ.get("BIMBA_CACHE_DIR"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimba"
+
+
+def _writable(folder: Path) -> Path:
+    """``folder``, or a temporary one that is deleted when this process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -110,6 +133,7 @@ def _cache_folder() -> Path:
             file.flush()
         return folder
     except OSError as error:
-        temporary = Path(tempfile.mkdtemp(prefix="bimba-"))  # a new one: whose a known name would be is not known
+        temporary = Path(tempfile.mkdtemp(prefix="bimba-"))  # a new one: nobody else's
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         log.info("The cache folder %s cannot be written to (%s); compiled code goes to %s", folder, error, temporary)
         return temporary

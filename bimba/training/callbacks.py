@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from bimba.checkpoint import save_pretrained
+from bimba.checkpoint import check_destination, save_pretrained
 from bimba.types import BadSample, Batch, BimbaError
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,8 @@ class SaveCheckpoint(L.Callback):
         self._saved_at_step: int | None = None  # the step of the weights in the folder, or the one training began with
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            check_destination(self.folder, replace=True)  # now, not when the first checkpoint is to be written
         self._saved_at_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

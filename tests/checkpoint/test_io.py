@@ -131,9 +131,9 @@ def test_live_adapters_of_the_vision_tower_are_merged_too(saved, tmp_path):
 
 def test_saving_again_replaces_and_leaves_nothing_else(copy):
     model, processor = load_pretrained(copy)
-    (copy / "stale.txt").write_text("from an older save")
+    (copy / "model-00001-of-00002.safetensors").write_text("from an older save")
     save_pretrained(model, processor, copy)
-    assert not (copy / "stale.txt").exists()
+    assert not (copy / "model-00001-of-00002.safetensors").exists()
     assert [path.name for path in copy.parent.iterdir()] == ["checkpoint"]
 
 
@@ -172,7 +172,11 @@ def a_repository(folder):
     (folder / ".git").mkdir()
 
 
-@pytest.mark.parametrize("change", [no_config, config_of_the_originals, broken_config, a_repository])
+def nothing_more(folder):
+    """The thesis alone."""
+
+
+@pytest.mark.parametrize("change", [no_config, config_of_the_originals, broken_config, a_repository, nothing_more])
 def test_only_a_checkpoint_is_replaced(copy, change):
     (copy / "thesis.txt").write_text("years of work")
     change(copy)

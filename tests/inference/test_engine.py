@@ -267,3 +267,8 @@ def test_a_checkpoint_is_loaded_with_its_own_dtype_or_another(parts, video_file,
     assert half.tokens.dtype == torch.bfloat16
     assert sum(half.choose("Which?", OPTIONS).probabilities.values()) == pytest.approx(1, abs=1e-12)
     assert half.ask("Who?", 4)
+
+
+def test_every_setting_of_generate_can_be_given(engine, video_file):
+    settings = {"eos_token_id": 10**6, "pad_token_id": 0, "suppress_tokens": None}
+    assert engine.encode(video_file).generate("What?", 3, **settings).new_tokens == 3

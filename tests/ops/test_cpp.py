@@ -126,18 +126,59 @@ def test_what_is_not_finite_spreads_as_in_the_reference(name, value):
     assert torch.equal(finite, expected)
 
 
-def test_more_elements_than_32_bits_count():
-    """2^31 + 2^20 steps of one token that never changes: only the sequence is long, not the memory."""
+def test_a_very_long_sequence():
+    """2^27 steps of one token that never changes: only the sequence is long, not the memory."""
     length = 2**27 + 2**16
     token = torch.full((1, 1, 16), 0.5)
     u, one = token.expand(1, length, 16).transpose(1, 2), torch.ones(1, 1, 1).expand(1, 1, length)
-    assert u.numel() > 2**31
-    y = selective_scan(
-        u, u, -torch.ones(16, 1), one, torch.ones(1, 1, 2), query_index=torch.tensor([0, length - 1]), backend="cpp"
-    )
+    queries = torch.tensor([0, length - 1])
+    y = selective_scan(u, u, -torch.ones(16, 1), one, torch.ones(1, 1, 2), query_index=queries, backend="cpp")
     limit = 0.25 / (1 - math.exp(-0.5))
     torch.testing.assert_close(y[0, :, 0], torch.full((16,), 0.25))
     torch.testing.assert_close(y[0, :, 1], torch.full((16,), limit), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("axis", ["samples", "tokens"])
+def test_offsets_beyond_32_bits(axis):
+    """Rows that lie 2^30 elements apart, the last one beyond 2^31; the memory between them is never touched."""
+    inputs = {name: x.to(torch.bfloat16) for name, x in make_inputs((3, 16, 4, 3)).items() if name != "z"}
+    expected = selective_scan(**inputs, delta_softplus=True, backend="cpp")
+    far = 2**30 + 8
+    strides = (far, 16, 1) if axis == "samples" else (64, far, 1)
+    u = torch.empty(2 * far + 256, dtype=torch.bfloat16).as_strided((3, 3, 16), strides)
+    u.copy_(inputs["u"].transpose(1, 2))
+    y = selective_scan(**inputs | {"u": u.transpose(1, 2)}, delta_softplus=True, backend="cpp")
+    assert torch.equal(y, expected)
+
+
+def test_another_default_device_changes_nothing():
+    inputs = {name: x.float() for name, x in make_inputs((1, 5, 4, 9)).items()}
+    expected = run(inputs, backend="cpp")
+    with torch.device("meta"):
+        y = selective_scan(**inputs, backend="cpp")
+    torch.testing.assert_close(y.double(), expected["y"])
+    with pytest.raises(BimbaError, match="query_index is on meta, u on cpu"):
+        selective_scan(**inputs, query_index=torch.zeros(9, dtype=torch.int64, device="meta"), backend="cpp")
+
+
+FORK = """
+import os, torch
+from bimba.ops import selective_scan
+torch.set_num_threads(2)
+x = torch.ones(1, 64, 100)
+scan = lambda: selective_scan(x, x, -torch.ones(64, 4), torch.ones(1, 4, 100), torch.ones(1, 4, 100), backend="cpp")
+scan()
+child = os.fork()
+if child == 0:
+    scan()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent():
+    done = subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "7\n", done.stderr
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -190,15 +231,37 @@ def test_two_processes_compile_once(tmp_path):
     outputs = [process.communicate() for process in processes]
     assert [out for out, _ in outputs] == ["None\n", "None\n"], outputs
     assert sum("Compiling" in err for _, err in outputs) == 1
-    assert len(list(tmp_path.glob("bimba_scan_*/bimba_scan.so"))) == 1
+    assert len(list(tmp_path.glob("bimba_scan_*.so"))) == 1
 
 
-def test_a_lock_that_a_killed_process_left_does_not_hang(tmp_path):
+def test_a_library_that_is_broken_is_compiled_again(tmp_path):
     start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
-    (library,) = tmp_path.glob("bimba_scan_*/bimba_scan.so")
-    library.unlink()
-    (library.parent / "lock").touch()  # torch's own
-    assert start(BIMBA_CACHE_DIR=str(tmp_path)).communicate(timeout=120)[0] == "None\n"
+    (library,) = tmp_path.glob("bimba_scan_*.so")
+    library.write_bytes(b"")
+    out, err = start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
+    assert out == "None\n" and "compiled again" in err and library.stat().st_size > 0
+
+
+def test_a_compilation_that_is_killed_leaves_no_library(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *-shared*) echo half > bimba_scan.so; kill -9 $PPID; exit 1;; esac\nexec g++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    cache = tmp_path / "cache"
+    start(BIMBA_CACHE_DIR=str(cache), CXX=str(compiler)).communicate()
+    assert not list(cache.glob("*.so"))
+
+
+def test_a_cache_of_somebody_else_is_read(tmp_path):
+    start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
+    (tmp_path / "lock").touch()
+    for path in tmp_path.glob("*.lock"):
+        path.chmod(0o444)
+    tmp_path.chmod(0o555)
+    out, err = start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
+    tmp_path.chmod(0o755)
+    assert out == "None\n" and "Compiling" not in err
 
 
 def test_without_a_compiler_the_reason_is_given(tmp_path):
@@ -212,15 +275,14 @@ def test_a_compiler_that_fails_is_no_end(tmp_path):
     broken.chmod(0o755)
     out, _ = start(BIMBA_CACHE_DIR=str(tmp_path / "cache"), CXX=str(broken)).communicate()
     assert "could not compile bimba_scan" in out
-    assert not list((tmp_path / "cache").glob("bimba_scan_*/"))
+    assert not list((tmp_path / "cache").glob("*.so"))
 
 
 def test_a_cache_that_cannot_be_written_to_is_passed_over(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with caplog.at_level("INFO"):
-        folder = extension._cache_folder()
+        folder = extension._writable(tmp_path / "file")
     assert folder.is_dir() and folder.parent == tmp_path
     assert "cannot be written to" in caplog.text
 
@@ -231,12 +293,16 @@ def test_another_processor_has_another_library(monkeypatch):
     assert extension.key_of("c++", [], []) != here
 
 
-def test_a_processor_without_avx512_computes_the_same(tmp_path, monkeypatch):
+def test_a_processor_without_avx512_and_openmp_computes_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(extension, "FLAGS", tuple(flag for flag in extension.FLAGS if flag != "-march=native"))
+    here = ("-march=native", "-fopenmp")  # and without OpenMP, as on macOS: with threads of its own
+    monkeypatch.setattr(extension, "FLAGS", (*(flag for flag in extension.FLAGS if flag not in here), "-pthread"))
+    monkeypatch.setattr(extension, "_THREADS", "-pthread")
+    monkeypatch.setattr(cpp, "_threads", lambda: 2)
     library = extension.build("bimba_scan_portable", [cpp._SOURCES / "scan.cpp"], [cpp._SOURCES / "vec.h"])
     monkeypatch.setattr(cpp, "_library", lambda: library)
-    compare(make_inputs((2, 20, 16, 130)), delta_softplus=True)
+    for batch in (1, 2, 3):
+        compare(make_inputs((batch, 40, 16, 130)), delta_softplus=True)
     test_steps_from_nothing_to_everything()
     test_a_state_that_hardly_decays_is_not_worn_away_by_rounding()
     test_what_is_not_finite_spreads_as_in_the_reference("delta", math.nan)

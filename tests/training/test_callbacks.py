@@ -128,3 +128,10 @@ def test_after_any_other_error_the_last_checkpoint_stays(tmp_path, monkeypatch):
 def test_save_every_zero_steps_is_an_error(tmp_path):
     with pytest.raises(BimbaError, match="every_n_steps"):
         SaveCheckpoint(tmp_path, every_n_steps=0)
+
+
+def test_a_folder_that_must_not_be_replaced_is_told_at_the_start(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/notes.txt").write_text("mine")
+    with pytest.raises(BimbaError, match=r"it also holds: notes.txt"):
+        fit(tmp_path, [SaveCheckpoint(tmp_path)], max_steps=10**6)

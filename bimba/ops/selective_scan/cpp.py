@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bimba.types import BimbaError
 _TILE, _LANES = 64, 16  # as in scan.cpp
 _SOURCES = Path(__file__).parent / "csrc"
 _Strides = ctypes.c_int64 * 2
+_LOADED_IN = os.getpid()
 
 
 class _Arguments(ctypes.Structure):
@@ -76,7 +78,7 @@ class _Inputs:
         self.options = {"softplus": int(delta_softplus), "reverse": int(reverse), "bfloat16": int(half)}
 
     def new(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
 
     def new_starts(self) -> Tensor:
         """Memory for the states before each tile."""
@@ -87,13 +89,13 @@ class _Inputs:
     def ranges(self) -> int:
         """Into how many ranges channels are split: samples are dealt to threads first, these only if they are few."""
         vectors = -(-self.channels // _LANES)
-        return max(1, min(vectors, -(-torch.get_num_threads() // max(1, self.batch))))
+        return max(1, min(vectors, -(-_threads() // max(1, self.batch))))
 
     def call(self, function: str, **outputs: Tensor) -> None:
         """Runs a function of scan.cpp, which writes to ``outputs``."""
         arguments = _Arguments(
             batch=self.batch, length=self.length, channels=self.channels, states=self.states, outputs=self.outputs,
-            threads=torch.get_num_threads(), ranges=self.ranges, **self.options,
+            threads=_threads(), ranges=self.ranges, **self.options,
         )  # fmt: skip
         for name, x in {**self.tensors, **outputs}.items():
             setattr(arguments, name, x.data_ptr())
@@ -102,6 +104,11 @@ class _Inputs:
         for name in ("u", "delta", "B", "C"):
             setattr(arguments, f"{name}_strides", _Strides(*self.tensors[name].stride()[:2]))
         getattr(_library(), function)(ctypes.byref(arguments))
+
+
+def _threads() -> int:
+    """One in a forked process, such as a DataLoader's worker: torch's threads stayed in the parent."""
+    return torch.get_num_threads() if os.getpid() == _LOADED_IN else 1
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -40,7 +40,7 @@ def check_inputs(
         raise BimbaError("selective_scan: A must have at least one state, received N = 0.")
     batch, channels, length = u.shape
     states = A.shape[1]
-    outputs = length if query_index is None else _check_query_index(query_index, length)
+    outputs = length if query_index is None else _check_query_index(query_index, length, u.device)
     groups = (B.shape[1],) if B.dim() == 4 else ()
     expected = {
         "delta": (delta, (batch, channels, length)),
@@ -69,12 +69,16 @@ def check_inputs(
         raise BimbaError(f"selective_scan: {channels} channels cannot be split into the {groups[0]} groups of B.")
 
 
-def _check_query_index(query_index: Tensor, length: int) -> int:
+def _check_query_index(query_index: Tensor, length: int, device: torch.device) -> int:
     """The number of queries, after checking that they are increasing positions of the sequence."""
     if query_index.dim() != 1 or query_index.dtype != torch.int64:
         raise BimbaError(
             f"selective_scan: query_index must be a (Q,) int64 tensor, "
             f"received shape {tuple(query_index.shape)}, {query_index.dtype}."
+        )
+    if query_index.device != device:
+        raise BimbaError(
+            f"selective_scan: query_index is on {query_index.device}, u on {device}; put both on one device."
         )
     if query_index.numel() == 0:
         return 0
