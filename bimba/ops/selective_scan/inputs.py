@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bimba.types import BimbaError
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One call of the scan as backends take it: a row of channels or states per token, R directions of scan stacked.
+
+    Attributes:
+        u: (R, B, L, D).
+        delta: (R, B, L, D).
+        A: (R, D, N).
+        B: (R, B, L, N).
+        C: (R, B, Q, N).
+        D: (R, D).
+        delta_bias: (R, D).
+        initial_state: (R, B, D, N), in the state's dtype; None: zeros.
+        query_index: (Q,) int64, strictly increasing, shared by the directions; None: every position, Q = L.
+        delta_softplus: apply softplus to delta (after the bias).
+        reverse: direction 0 scans from the last token to the first; a direction 1 goes the other way than direction 0.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    delta_bias: Tensor | None
+    initial_state: Tensor | None
+    query_index: Tensor | None
+    delta_softplus: bool
+    reverse: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int, int]:
+        """R, B, L, D, N, Q."""
+        return (*self.u.shape, self.A.shape[2], self.C.shape[2])  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The state's: float32, or float64 when an input is."""
+        return state_dtype(self.u, self.delta, self.A, self.B, self.C)
+
+    def is_reverse(self, direction: int) -> bool:
+        return self.reverse != (direction == 1)
 
 
 def state_dtype(*tensors: Tensor | None) -> torch.dtype:
