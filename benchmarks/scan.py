@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     index = torch.linspace(0, options.length - 1, min(options.queries, options.length)).long().unique()
     scans: dict[str, Scan] = {name: peer(name, index) for name in options.peers}
     for name in REGISTRY.backends:
-        if name != "reference" and REGISTRY.refusal(name, *inputs.values()) is None:
+        if name != "reference" and REGISTRY.backends[name].unavailable() is None:
             scans[name] = ours(name, index)
     expected = run(ours("reference", index), inputs, options.backward)
     for name, scan in scans.items():

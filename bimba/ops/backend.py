@@ -19,31 +19,43 @@ from bimba.types import BimbaError
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "BIMBA_SCAN_BACKEND"
+
+def _nothing(call: Any) -> tuple[int, ...]:
+    return (0,)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an op.
+    """One implementation of an op. A call is the op's dataclass of checked inputs.
 
     Attributes:
-        run: the implementation; receives the op's checked arguments.
+        forward: (call, save) -> the outputs, then a tensor with what ``backward`` needs beside the inputs.
+        backward: (call, saved, gradients of the outputs) -> gradients of the inputs.
         priority: ``auto`` takes the highest number that can run.
+        saved_shape: call -> the shape of ``saved``, found without looking at values.
         unavailable: asked once per call: why this machine cannot run it and what to install, or None.
-        refuses: asked with the op's arguments: why it cannot take these inputs, or None.
+        refuses: asked with the call: why it cannot take these inputs, judging by devices, dtypes and shapes, or None.
     """
 
-    run: Callable[..., Any]
+    forward: Callable[..., tuple[Any, ...]]
+    backward: Callable[..., tuple[Any, ...]]
     priority: int
+    saved_shape: Callable[[Any], tuple[int, ...]] = _nothing
     unavailable: Callable[[], str | None] = lambda: None
-    refuses: Callable[..., str | None] = lambda *args, **kwargs: None
+    refuses: Callable[[Any], str | None] = lambda call: None
 
 
 class Registry:
-    """The backends of one op: every module of its package that defines ``BACKEND``."""
+    """The backends of one op: every module of its package that defines ``BACKEND``.
 
-    def __init__(self, package: str) -> None:
+    Args:
+        package: the op's.
+        variable: the environment variable that names the backend which "auto" takes.
+    """
+
+    def __init__(self, package: str, variable: str) -> None:
         self.package = package
+        self.variable = variable
         self._said: set[tuple[str, str]] = set()
 
     @cached_property
@@ -55,32 +67,33 @@ class Registry:
         found = {name: module.BACKEND for name, module in modules.items() if hasattr(module, "BACKEND")}
         return dict(sorted(found.items(), key=lambda item: -item[1].priority))
 
-    def choose(self, name: str, *args: Any, **kwargs: Any) -> Backend:
-        """The backend called ``name``, or with "auto" the best one that can run; the arguments are the op's.
+    def choose(self, name: str, call: Any) -> Backend:
+        """The backend called ``name``, or with "auto" the best one that can run.
 
-        The environment variable BIMBA_SCAN_BACKEND names what "auto" takes.
+        Raises:
+            BimbaError: there is no such backend, or it cannot run here or on these inputs.
         """
         if name == "auto":
-            name = os.environ.get(VARIABLE, "auto")
+            name = os.environ.get(self.variable, "auto")
         if name == "auto":
-            return self._choose_best(*args, **kwargs)
+            return self._choose_best(call)
         if name not in self.backends:
             known = ", ".join(["auto", *self.backends])
             raise BimbaError(f"{self.package}: no backend is called {name!r}; choose one of: {known}.")
-        reason = self.refusal(name, *args, **kwargs)
+        reason = self.refusal(name, call)
         if reason is not None:
             raise BimbaError(f"{self.package}: backend {name!r} was asked for but cannot run: {reason}")
         return self.backends[name]
 
-    def refusal(self, name: str, *args: Any, **kwargs: Any) -> str | None:
+    def refusal(self, name: str, call: Any) -> str | None:
         """Why the backend called ``name`` cannot run on these inputs, or None when it can."""
         backend = self.backends[name]
-        return backend.unavailable() or backend.refuses(*args, **kwargs)
+        return backend.unavailable() or backend.refuses(call)
 
-    def _choose_best(self, *args: Any, **kwargs: Any) -> Backend:
+    def _choose_best(self, call: Any) -> Backend:
         refusals = []
         for name, backend in self.backends.items():
-            reason = self.refusal(name, *args, **kwargs)
+            reason = self.refusal(name, call)
             if reason is None:
                 self._say_once(name, f"{self.package}: auto chose backend {name!r}")
                 return backend

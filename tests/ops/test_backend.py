@@ -13,14 +13,14 @@ from bimba.types import BimbaError
 FAST = """
 from bimba.ops.backend import Backend
 BACKEND = Backend(
-    run=lambda x: ("fast", x), priority=2,
+    forward=lambda x, save: ("fast", x), backward=lambda x, saved: (), priority=2,
     unavailable=lambda: {unavailable!r},
     refuses=lambda x: "x must be even" if x % 2 else None,
 )
 """
 SLOW = """
 from bimba.ops.backend import Backend
-BACKEND = Backend(run=lambda x: ("slow", x), priority=1)
+BACKEND = Backend(forward=lambda x, save: ("slow", x), backward=lambda x, saved: (), priority=1)
 """
 
 
@@ -35,7 +35,7 @@ def make_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (package / "fast.py").write_text(FAST.format(unavailable=unavailable))
         (package / "slow.py").write_text(SLOW)
         (package / "helper.py").touch()
-        return Registry(name)
+        return Registry(name, variable="BIMBA_TEST_BACKEND")
 
     return make
 
@@ -43,8 +43,8 @@ def make_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_auto_takes_the_best_that_accepts_the_inputs(make_registry) -> None:
     registry = make_registry("op_auto")
     assert list(registry.backends) == ["fast", "slow"]
-    assert registry.choose("auto", 2).run(2) == ("fast", 2)
-    assert registry.choose("auto", 3).run(3) == ("slow", 3)
+    assert registry.choose("auto", 2).forward(2, save=False) == ("fast", 2)
+    assert registry.choose("auto", 3).forward(3, save=False) == ("slow", 3)
 
 
 def test_auto_says_once_what_it_chose_and_why(make_registry, caplog: pytest.LogCaptureFixture) -> None:
@@ -60,10 +60,10 @@ def test_auto_says_once_what_it_chose_and_why(make_registry, caplog: pytest.LogC
 
 def test_a_variable_names_what_auto_takes(make_registry, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = make_registry("op_variable")
-    monkeypatch.setenv("BIMBA_SCAN_BACKEND", "slow")
-    assert registry.choose("auto", 2).run(2) == ("slow", 2)
-    assert registry.choose("fast", 2).run(2) == ("fast", 2)
-    monkeypatch.setenv("BIMBA_SCAN_BACKEND", "quick")
+    monkeypatch.setenv("BIMBA_TEST_BACKEND", "slow")
+    assert registry.choose("auto", 2).forward(2, save=False) == ("slow", 2)
+    assert registry.choose("fast", 2).forward(2, save=False) == ("fast", 2)
+    monkeypatch.setenv("BIMBA_TEST_BACKEND", "quick")
     with pytest.raises(BimbaError, match="no backend is called 'quick'"):
         registry.choose("auto", 2)
 
@@ -72,7 +72,7 @@ def test_a_named_backend_that_cannot_run_raises(make_registry) -> None:
     registry = make_registry("op_named", unavailable="no fast machine; buy one")
     with pytest.raises(BimbaError, match="'fast' was asked for but cannot run: no fast machine; buy one"):
         registry.choose("fast", 2)
-    assert registry.choose("slow", 2).run(2) == ("slow", 2)
+    assert registry.choose("slow", 2).forward(2, save=False) == ("slow", 2)
 
 
 def test_a_named_backend_that_refuses_the_inputs_raises(make_registry) -> None:

@@ -14,6 +14,7 @@ from test_selective_scan import QUERIES, assert_same, make_inputs, run
 
 from bimba.ops import extension, selective_scan
 from bimba.ops.selective_scan import REGISTRY, cpp
+from bimba.ops.selective_scan.inputs import Scan
 from bimba.types import BimbaError
 
 TOLERANCE = 1e-5  # of the largest value
@@ -205,9 +206,10 @@ def test_float64_is_refused_and_auto_goes_on():
 
 
 def test_auto_prefers_it():
-    inputs = {name: x.float() for name, x in make_inputs((1, 2, 3, 4)).items()}
-    inputs.pop("z")
-    assert REGISTRY.choose("auto", *inputs.values()) is cpp.BACKEND
+    inputs = {name: x.float()[None] for name, x in make_inputs((1, 2, 3, 4)).items()}
+    rows = [inputs[name].mT for name in ("u", "delta", "B", "C")]
+    call = Scan(*rows[:2], inputs["A"], *rows[2:], None, None, None, None, delta_softplus=True, reverse=False)
+    assert REGISTRY.choose("auto", call) is cpp.BACKEND
 
 
 # -- compilation -------------------------------------------------------------------------------------------------

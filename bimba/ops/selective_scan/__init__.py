@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bimba.ops.backend import Registry
+from bimba.ops.selective_scan import op
 from bimba.ops.selective_scan.inputs import check_inputs, silu_gate
+from bimba.ops.selective_scan.op import REGISTRY
 
-REGISTRY = Registry(__name__)
+__all__ = ["REGISTRY", "scan_directions", "selective_scan"]
 
 
 def selective_scan(
@@ -30,7 +31,10 @@ def selective_scan(
     reverse: bool = False,
     query_index: Tensor | None = None,
     backend: str = "auto",
-) -> Tensor:
+    *,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Scan ``u`` with a state of float32 (float64 when an input is), whatever the inputs' dtypes and strides.
 
     Args:
@@ -46,23 +50,60 @@ def selective_scan(
         reverse: scan from the last position to the first.
         query_index: (Q,) int64, strictly increasing; y is returned at these positions only.
         backend: "auto", or the name of a file in this folder.
+        initial_state: (B, D, N), the state before the first position that is scanned; zeros if not given. What was
+            ``last_state`` of a piece goes on into the next, so that a sequence can be scanned piece by piece.
+        return_last_state: return (y, last_state).
 
     Returns:
-        y (B, D, L), or (B, D, Q) with ``query_index``, in u's dtype.
+        y (B, D, L), or (B, D, Q) with ``query_index``, in u's dtype; with ``return_last_state`` also the state after
+        the last position that was scanned, (B, D, N) in the state's dtype.
+
+    Raises:
+        BimbaError: shapes, dtypes or devices do not fit each other, or the backend asked for cannot run.
     """
-    check_inputs(u, delta, A, B, C, D, z, delta_bias, query_index)
-    options = {"delta_softplus": delta_softplus, "reverse": reverse, "query_index": query_index}
-    chosen = REGISTRY.choose(backend, u, delta, A, B, C, D, delta_bias, **options)
-    if B.dim() == 3:
-        y = chosen.run(u, delta, A, B, C, D, delta_bias, **options)
-    else:
-        size = u.shape[1] // B.shape[1]
-        parts = []
-        for group in range(B.shape[1]):
-            d = slice(group * size, (group + 1) * size)
-            skip, bias = (None if x is None else x[d] for x in (D, delta_bias))
-            parts.append(chosen.run(u[:, d], delta[:, d], A[d], B[:, group], C[:, group], skip, bias, **options))
-        y = torch.cat(parts, dim=1)
-    if z is not None:
-        y = silu_gate(y, z)
-    return y.to(u.dtype)
+    check_inputs(u, delta, A, B, C, D, z, delta_bias, query_index, initial_state)
+    groups = 1 if B.dim() == 3 else B.shape[1]
+    size = u.shape[1] // groups
+    parts, last_states = [], []
+    for group in range(groups):  # of neighbouring channels, each with its own B and C
+        d = slice(group * size, (group + 1) * size)
+        B_group, C_group = (x if x.dim() == 3 else x[:, group] for x in (B, C))
+        skip, bias = (None if x is None else x[d].unsqueeze(0) for x in (D, delta_bias))
+        y, last_state = scan_directions(
+            *(x[None, :, d].mT for x in (u, delta)), A[None, d], *(x[None].mT for x in (B_group, C_group)), skip, bias,
+            initial_state=None if initial_state is None else initial_state[None, :, d],
+            delta_softplus=delta_softplus, reverse=reverse, query_index=query_index, backend=backend,
+        )  # fmt: skip
+        parts.append(y[0].mT)
+        last_states.append(last_state[0])
+    y = parts[0] if groups == 1 else torch.cat(parts, dim=1)
+    y = (y if z is None else silu_gate(y, z)).to(u.dtype)
+    return (y, torch.cat(last_states, dim=1)) if return_last_state else y
+
+
+def scan_directions(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    query_index: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The scan for the layer around it: rows of tokens, and up to two directions at once, one launch on a GPU.
+
+    Args: as of :class:`bimba.ops.selective_scan.inputs.Scan`.
+
+    Returns:
+        y (R, B, Q, D) and the last state (R, B, D, N), both in the state's dtype.
+    """
+    tensors = (u, delta, A, B, C, D, delta_bias, initial_state)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y, last_state, _ = op.run(*tensors, query_index, delta_softplus, reverse, backend, save)
+    return y, last_state

@@ -11,71 +11,47 @@ Shapes: n positions of a tile, in the order of the scan; b samples, N states, d 
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bimba.ops.backend import Backend
+from bimba.ops.selective_scan.inputs import Scan
 from bimba.ops.selective_scan.tiles import Block, Tile, TiledInputs
 
 _LOG2_E = math.log2(math.e)
 
 
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    query_index: Tensor | None,
-) -> Tensor:
-    """(B, D, L) -> (B, D, L) or (B, D, Q): everything but the gate."""
-    inputs = (u, delta, A, B, C, D, delta_bias)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        y: Tensor = _ChunkedScan.apply(*inputs, delta_softplus, reverse, query_index)
-        return y
-    return _forward(TiledInputs(*inputs, reverse, query_index), delta_softplus, starts=None)
+def _inputs(scan: Scan, r: int) -> TiledInputs:
+    D, bias = (None if x is None else x[r] for x in (scan.D, scan.delta_bias))
+    return TiledInputs(
+        scan.u[r].mT, scan.delta[r].mT, scan.A[r], scan.B[r].mT, scan.C[r].mT, D, bias, scan.is_reverse(r),
+        scan.query_index,
+    )  # fmt: skip
 
 
-class _ChunkedScan(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
-        query_index: Tensor | None,
-    ) -> Tensor:
-        inputs = TiledInputs(u, delta, A, B, C, D, delta_bias, reverse, query_index)
-        starts = inputs.new(len(inputs.tiles), inputs.batch, inputs.num_states, inputs.channels)
-        ctx.save_for_backward(u, delta, A, B, C, D, delta_bias, query_index, starts)
-        ctx.options = (delta_softplus, reverse)
-        return _forward(inputs, delta_softplus, starts)
+def saved_shape(scan: Scan) -> tuple[int, ...]:
+    inputs = _inputs(scan, 0)
+    return (scan.u.shape[0], len(inputs.tiles), inputs.batch, inputs.num_states, inputs.channels)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, query_index, starts = ctx.saved_tensors
-        delta_softplus, reverse = ctx.options
-        u, delta, A, B, C, D, delta_bias = tensors
-        inputs = TiledInputs(u, delta, A, B, C, D, delta_bias, reverse, query_index)
-        grads = _backward(inputs, delta_softplus, starts, dy.permute(2, 0, 1))
-        cast = [None if x is None else grad.to(x.dtype) for grad, x in zip(grads, tensors, strict=True)]
-        return (*cast, None, None, None)
+
+def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    saved = scan.u.new_empty(saved_shape(scan) if save else (0,), dtype=scan.dtype)
+    y = [
+        _forward(_inputs(scan, r), scan.delta_softplus, saved[r] if save else None).mT.contiguous()
+        for r in range(scan.u.shape[0])
+    ]
+    R, B, L, D, N, Q = scan.shape
+    return torch.stack(y), scan.u.new_zeros(R, B, D, N, dtype=scan.dtype), saved
+
+
+def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+    per = []
+    for r in range(scan.u.shape[0]):
+        du, dd, dA, dB, dC, dD, db = _backward(_inputs(scan, r), scan.delta_softplus, saved[r], dy[r].transpose(0, 1))
+        per.append((du.mT, dd.mT, dA, dB.mT, dC.mT, dD, db))
+    grads = [torch.stack(x) for x in zip(*per, strict=True)]
+    return (*grads, None if scan.initial_state is None else torch.zeros_like(scan.initial_state))
 
 
 def _forward(inputs: TiledInputs, softplus: bool, starts: Tensor | None) -> Tensor:
@@ -210,4 +186,4 @@ def _sum_positions(x: Tensor) -> Tensor:
     return torch.mm(rows.new_ones(1, rows.shape[0]), rows).view(x.shape[2:])
 
 
-BACKEND = Backend(run=scan, priority=10)
+BACKEND = Backend(forward=forward, backward=backward, saved_shape=saved_shape, priority=10)

@@ -10,14 +10,12 @@ import ctypes
 import functools
 import os
 from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bimba.ops.backend import Backend
 from bimba.ops.extension import build
+from bimba.ops.selective_scan.inputs import Scan
 from bimba.types import BimbaError
 
 _TILE, _LANES = 64, 16  # as in scan.cpp
@@ -117,25 +115,32 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return rows if rows.stride(2) == 1 or rows.shape[2] <= 1 else rows.contiguous()
 
 
-class _CompiledScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-                delta_bias: Tensor | None, *options: Any) -> Tensor:  # fmt: skip
-        inputs = _Inputs(u, delta, A, B, C, D, delta_bias, *options)
-        y, starts = inputs.new(inputs.batch, inputs.outputs, inputs.channels), inputs.new_starts()
-        inputs.call("bimba_scan_forward", y=y, starts=starts)
-        softplus, reverse, query_index = options
-        ctx.save_for_backward(u, delta, A, B, C, D, delta_bias, query_index, starts)
-        ctx.options = (softplus, reverse)
-        return y.transpose(1, 2)
+def _inputs(scan: Scan, r: int) -> _Inputs:
+    D, bias = (None if x is None else x[r] for x in (scan.D, scan.delta_bias))
+    return _Inputs(
+        scan.u[r].mT, scan.delta[r].mT, scan.A[r], scan.B[r].mT, scan.C[r].mT, D, bias, scan.delta_softplus,
+        scan.is_reverse(r), scan.query_index,
+    )  # fmt: skip
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, query_index, starts = ctx.saved_tensors
-        u, delta, A, B, C, D, delta_bias = tensors
-        softplus, reverse = ctx.options
-        inputs = _Inputs(u, delta, A, B, C, D, delta_bias, softplus, reverse, query_index)
+
+def saved_shape(scan: Scan) -> tuple[int, ...]:
+    R, B, L, D, N, Q = scan.shape
+    return (R, B, -(-L // _TILE), -(-D // _LANES), N, _LANES)
+
+
+def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    R, B, L, D, N, Q = scan.shape
+    y = torch.empty(R, B, Q, D)
+    saved = torch.empty(saved_shape(scan) if save else (0,))
+    for r in range(R):
+        _inputs(scan, r).call("bimba_scan_forward", y=y[r], **({"starts": saved[r]} if save else {}))
+    return y, torch.zeros(R, B, D, N), saved
+
+
+def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+    per = []
+    for r in range(scan.u.shape[0]):
+        inputs = _inputs(scan, r)
         batch, length, channels, states = inputs.batch, inputs.length, inputs.channels, inputs.states
         grads = {
             "du": inputs.new(batch, length, channels),
@@ -148,38 +153,11 @@ class _CompiledScan(torch.autograd.Function):
         }
         if channels == 0:
             grads["dB"].zero_(), grads["dC"].zero_()
-        inputs.call("bimba_scan_backward", starts=starts, dy=dy.float().transpose(1, 2).contiguous(), **grads)
+        inputs.call("bimba_scan_backward", starts=saved[r], dy=dy[r], **grads)
         du, ddelta, dA, dB, dC, dD, dbias = grads.values()
-        summed = (
-            du.transpose(1, 2), ddelta.transpose(1, 2), dA.sum(0).t(), dB.sum(0).transpose(1, 2),
-            dC.sum(0).transpose(1, 2), dD.sum(0), dbias.sum(0),
-        )  # fmt: skip
-        return *(None if x is None else g.to(x.dtype) for g, x in zip(summed, tensors, strict=True)), None, None, None
-
-
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    query_index: Tensor | None,
-) -> Tensor:
-    """(B, D, L) -> (B, D, L) or (B, D, Q) float32: everything but the gate."""
-    tensors = (u, delta, A, B, C, D, delta_bias)
-    options = (delta_softplus, reverse, query_index)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        y: Tensor = _CompiledScan.apply(*tensors, *options)
-        return y
-    inputs = _Inputs(*tensors, *options)
-    y = inputs.new(inputs.batch, inputs.outputs, inputs.channels)
-    inputs.call("bimba_scan_forward", y=y)
-    return y.transpose(1, 2)
+        per.append((du, ddelta, dA.sum(0).t(), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0)))
+    stacked = [torch.stack(x) for x in zip(*per, strict=True)]
+    return (*stacked, None if scan.initial_state is None else torch.zeros_like(scan.initial_state))
 
 
 def _unavailable() -> str | None:
@@ -187,12 +165,14 @@ def _unavailable() -> str | None:
     return library if isinstance(library, str) else None
 
 
-def _refuses(u: Tensor, *others: Tensor | None, **_: Any) -> str | None:
-    if u.device.type != "cpu":
-        return f"it runs on the CPU, the inputs are on {u.device}"
-    if any(x is not None and x.dtype == torch.float64 for x in (u, *others)):
+def _refuses(scan: Scan) -> str | None:
+    if scan.u.device.type != "cpu":
+        return f"it runs on the CPU, the inputs are on {scan.u.device}"
+    if scan.dtype == torch.float64:
         return "it computes in float32, an input is float64"
     return None
 
 
-BACKEND = Backend(run=scan, priority=20, unavailable=_unavailable, refuses=_refuses)
+BACKEND = Backend(
+    forward=forward, backward=backward, saved_shape=saved_shape, priority=20, unavailable=_unavailable, refuses=_refuses
+)

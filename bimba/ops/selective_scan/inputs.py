@@ -1,4 +1,4 @@
-"""What every backend of the scan shares: the checks, the state's dtype, the gate."""
+"""What every backend of the scan shares: the form of its inputs, the checks, the state's dtype, the gate."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def check_inputs(
     z: Tensor | None,
     delta_bias: Tensor | None,
     query_index: Tensor | None,
+    initial_state: Tensor | None,
 ) -> None:
     """Raise BimbaError when shapes, dtypes or devices do not fit each other."""
     if u.dim() != 3:
@@ -86,7 +87,9 @@ def check_inputs(
         raise BimbaError("selective_scan: A must have at least one state, received N = 0.")
     batch, channels, length = u.shape
     states = A.shape[1]
-    outputs = length if query_index is None else _check_query_index(query_index, length, u.device)
+    if query_index is not None:
+        _check_index_tensor(query_index, u.device)
+    outputs = length if query_index is None else query_index.shape[0]
     groups = (B.shape[1],) if B.dim() == 4 else ()
     expected = {
         "delta": (delta, (batch, channels, length)),
@@ -96,6 +99,7 @@ def check_inputs(
         "D": (D, (channels,)),
         "z": (z, (batch, channels, outputs)),
         "delta_bias": (delta_bias, (channels,)),
+        "initial_state": (initial_state, (batch, channels, states)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is None:
@@ -115,8 +119,7 @@ def check_inputs(
         raise BimbaError(f"selective_scan: {channels} channels cannot be split into the {groups[0]} groups of B.")
 
 
-def _check_query_index(query_index: Tensor, length: int, device: torch.device) -> int:
-    """The number of queries, after checking that they are increasing positions of the sequence."""
+def _check_index_tensor(query_index: Tensor, device: torch.device) -> None:
     if query_index.dim() != 1 or query_index.dtype != torch.int64:
         raise BimbaError(
             f"selective_scan: query_index must be a (Q,) int64 tensor, "
@@ -126,13 +129,18 @@ def _check_query_index(query_index: Tensor, length: int, device: torch.device) -
         raise BimbaError(
             f"selective_scan: query_index is on {query_index.device}, u on {device}; put both on one device."
         )
+
+
+def check_query_index(query_index: Tensor, length: int) -> None:
+    """Raise BimbaError unless the values are increasing positions of the sequence. Waits once for a GPU's answer."""
     if query_index.numel() == 0:
-        return 0
-    if int(query_index.min()) < 0 or int(query_index.max()) >= length:
-        raise BimbaError(
-            f"selective_scan: query_index must lie in [0, {length - 1}], "
-            f"received values from {int(query_index.min())} to {int(query_index.max())}."
-        )
-    if not bool((query_index[1:] > query_index[:-1]).all()):
+        return
+    first, last = query_index[0], query_index[-1]
+    increasing = (query_index[1:] > query_index[:-1]).all()
+    if bool(increasing & (first >= 0) & (last < length)):
+        return
+    if not bool(increasing):
         raise BimbaError("selective_scan: query_index must be strictly increasing; sort it and drop repeats.")
-    return query_index.numel()
+    raise BimbaError(
+        f"selective_scan: query_index must lie in [0, {length - 1}], received values from {int(first)} to {int(last)}."
+    )
