@@ -8,13 +8,16 @@ itself needs every token. The result equals computing all positions and selectin
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bimba.ops import causal_conv1d, selective_scan
-from bimba.types import BimbaError
+from bimba.model.streaming import stream
+from bimba.ops import bidirectional_conv1d, interleave
+from bimba.ops.selective_scan import scan_directions
 
 # The scan takes these in float32 whatever the model's dtype, so casting a model to 16 bits must not round them.
 IN_FLOAT32 = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
@@ -112,95 +115,82 @@ class MambaMixer(nn.Module):
         # Zero, so that a fresh layer adds nothing to the queries: training starts from the pooled model.
         self.out_proj.weight.zero_()
 
-    def forward(self, x: Tensor, query_index: Tensor | None = None) -> Tensor:
-        """(B, L, C) -> (B, L, C), or (B, Q, C) with ``query_index``."""
-        weight_x, weight_z = self.in_proj.weight.split(self.d_inner)
-        inner = F.linear(x, weight_x)  # (B, L, D)
-        y = self._scan(inner, query_index, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, reverse=False)
-        if self.bidirectional:
-            y = y + self._scan(
-                inner, query_index, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, reverse=True
-            )
-        gate = F.silu(F.linear(_select(x, query_index), weight_z))  # (B, Q, D), the same for both directions
-        out: Tensor = self.out_proj(y * gate)
-        return out
+    def forward(self, x: Callable[[], Tensor], read: Tensor, query_index: Tensor | None) -> Tensor:
+        """One layer without its residual.
 
-    def _scan(
-        self,
-        inner: Tensor,
-        query_index: Tensor | None,
-        conv: nn.Conv1d,
-        x_proj: nn.Linear,
-        dt_proj: nn.Linear,
-        A_log: Tensor,
-        D: Tensor,
-        *,
-        reverse: bool,
-    ) -> Tensor:
-        """One direction without its gate: (B, L, D) -> (B, Q, D)."""
-        u = causal_conv1d(inner.transpose(1, 2), conv.weight.squeeze(1), conv.bias, "silu", reverse)  # (B, D, L)
-        tokens = u.transpose(1, 2)
-        weight_dt_B, weight_C = x_proj.weight.split([self.dt_rank + self.d_state, self.d_state])
-        dt, B = F.linear(tokens, weight_dt_B).split([self.dt_rank, self.d_state], dim=-1)
-        C = F.linear(_select(tokens, query_index), weight_C)
-        # A, D and the step's bias enter in float32 whatever the model's dtype; the bias joins inside the scan.
-        y = selective_scan(
-            u,
-            F.linear(dt, dt_proj.weight).transpose(1, 2),
-            -torch.exp(_wide(A_log)),
-            B.transpose(1, 2),
-            C.transpose(1, 2),
-            _wide(D),
-            delta_bias=_wide(dt_proj.bias),
-            delta_softplus=True,
-            reverse=reverse,
-            query_index=query_index,
-            backend=self.scan_backend,
+        Args:
+            x: makes the layer's input, (B, L, C); called once, so that the input need not outlive in_proj.
+            read: (B, Q, C), the input at the positions that are read afterwards.
+            query_index: (Q,) these positions; None: all, in their order.
+
+        Returns:
+            (B, Q, C).
+        """
+        directions = self.directions(0, 1) if self.bidirectional else self.directions(0)
+        u = bidirectional_conv1d(self.inner(x()), directions.conv, directions.conv_bias, silu=True)
+        y, _ = self.scan(u, query_index, directions)
+        return self.read_out(y, read)
+
+    def inner(self, x: Tensor) -> Tensor:
+        """in_proj without the gate's half: (B, L, C) -> (B, L, D)."""
+        return F.linear(x, self.in_proj.weight[: self.d_inner])
+
+    def directions(self, *numbers: int) -> Directions:
+        """The parameters of direction 0 (forward), 1 (backward), or both."""
+        own = [
+            (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
+            (self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b) if self.bidirectional else (),
+        ]
+        conv, x_proj, dt_proj, A_log, D = zip(*(own[number] for number in numbers), strict=True)
+        return Directions(
+            conv=torch.stack([module.weight.squeeze(1) for module in conv]),
+            conv_bias=torch.stack([module.bias for module in conv]),
+            x_proj=torch.stack([module.weight for module in x_proj]),
+            dt_proj=torch.stack([module.weight for module in dt_proj]),
+            # A, D and the step's bias enter in float32 whatever the model's dtype; the bias joins inside the scan.
+            dt_bias=torch.stack([_wide(module.bias) for module in dt_proj]),
+            A=-torch.exp(torch.stack([_wide(x) for x in A_log])),
+            D=torch.stack([_wide(x) for x in D]),
+            reverse=numbers[0] == 1,
         )
-        return y.transpose(1, 2)
 
+    def scan(
+        self, u: Tensor, query_index: Tensor | None, directions: Directions, initial_state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """u (R, B, L, D) -> y (R, B, Q, D) before the gate, and the last state (R, B, D, N); both wide."""
+        weight_dt_B, weight_C = directions.x_proj.split([self.dt_rank + self.d_state, self.d_state], dim=1)
+        dt, B = _project(u, weight_dt_B).split([self.dt_rank, self.d_state], dim=-1)
+        C = _project(u if query_index is None else u.index_select(2, query_index), weight_C)
+        return scan_directions(
+            u, _project(dt, directions.dt_proj), directions.A, B, C, directions.D, directions.dt_bias,
+            initial_state=initial_state, delta_softplus=True, reverse=directions.reverse, query_index=query_index,
+            backend=self.scan_backend,
+        )  # fmt: skip
 
-class AttentionMixer(nn.Module):
-    """Self-attention in the mixer's place, to compare with: as wide as the Mamba mixer, quadratic in L."""
-
-    num_heads = 8
-
-    def __init__(self, hidden_size: int, expand: int = 2) -> None:
-        super().__init__()
-        d_inner = expand * hidden_size
-        if d_inner % self.num_heads:
-            raise BimbaError(
-                f"the attention mixer has {self.num_heads} heads: expand * hidden_size must be divisible by it, "
-                f"received {expand} * {hidden_size} = {d_inner}."
-            )
-        self.in_proj = nn.Linear(hidden_size, d_inner)
-        self.qkv = nn.Linear(d_inner, 3 * d_inner, bias=False)
-        self.proj = nn.Linear(d_inner, d_inner)
-        self.out_proj = nn.Linear(d_inner, hidden_size)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """PyTorch's initialisation, and a zero out_proj: a fresh layer adds nothing to the queries."""
-        for linear in (self.in_proj, self.qkv, self.proj, self.out_proj):
-            linear.reset_parameters()
-        nn.init.zeros_(self.out_proj.weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, x: Tensor, query_index: Tensor | None = None) -> Tensor:
-        """(B, L, C) -> (B, L, C), or (B, Q, C) with ``query_index``."""
-        inner = self.in_proj(x)
-        weight_q, weight_kv = self.qkv.weight.split([inner.shape[-1], 2 * inner.shape[-1]])
-        q = F.linear(_select(inner, query_index), weight_q)
-        k, v = F.linear(inner, weight_kv).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, L, D / heads)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out: Tensor = self.out_proj(self.proj(y))
+    def read_out(self, y: Tensor, read: Tensor) -> Tensor:
+        """Sums the directions (R, B, Q, D) and gates them by the input at their positions (B, Q, C) -> (B, Q, C)."""
+        gate = F.silu(F.linear(read, self.in_proj.weight[self.d_inner :]))  # the same for both directions
+        total = y[0] if len(y) == 1 else y[0] + y[1]
+        out: Tensor = self.out_proj((total * gate).to(gate.dtype))
         return out
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The parameters of R directions that scan together."""
+
+    conv: Tensor  # (R, D, W)
+    conv_bias: Tensor  # (R, D)
+    x_proj: Tensor  # (R, dt_rank + 2 N, D)
+    dt_proj: Tensor  # (R, D, dt_rank)
+    dt_bias: Tensor  # (R, D)
+    A: Tensor  # (R, D, N)
+    D: Tensor  # (R, D)
+    reverse: bool  # direction 0 goes from the last token to the first
 
 
 class MambaBlock(nn.Module):
-    """x + mixer(norm(x)), at the positions that are read afterwards."""
+    """x + mixer(norm(x)) of the sequence of space-time tokens with the queries among them."""
 
     def __init__(self, mixer: nn.Module, hidden_size: int, norm: bool = True, residual: bool = True) -> None:
         super().__init__()
@@ -208,15 +198,32 @@ class MambaBlock(nn.Module):
         self.mixer = mixer
         self.residual = residual
 
-    def forward(self, x: Tensor, query_index: Tensor | None = None) -> Tensor:
-        """(B, L, C) -> (B, L, C), or (B, Q, C) with ``query_index``."""
-        y: Tensor = self.mixer(self.norm(x), query_index)
-        return y + _select(x, query_index) if self.residual else y
+    def forward(
+        self, tokens: Tensor, queries: Tensor, query_index: Tensor, *, everything: bool = False, chunk_tokens: int = 0
+    ) -> Tensor:
+        """(B, S, C), (B, Q, C), (Q,) -> the queries (B, Q, C), or with ``everything`` the sequence (B, S + Q, C).
+
+        ``chunk_tokens``: how many positions are in work at a time; 0: all (see :mod:`bimba.model.streaming`).
+        """
+        if chunk_tokens:
+            return stream(self, tokens, queries, query_index, everything, chunk_tokens)
+        if everything:
+            combined = interleave(tokens, queries, query_index)
+            normed = self.norm(combined)
+            y = self.mixer(lambda: normed, normed, None)
+            return y + combined if self.residual else y
+
+        def x() -> Tensor:
+            normed: Tensor = self.norm(interleave(tokens, queries, query_index))
+            return normed
+
+        y = self.mixer(x, self.norm(queries), query_index)
+        return y + queries if self.residual else y
 
 
-def _select(x: Tensor, query_index: Tensor | None) -> Tensor:
-    """(B, L, C) -> (B, Q, C)."""
-    return x if query_index is None else x.index_select(1, query_index)
+def _project(x: Tensor, weight: Tensor) -> Tensor:
+    """(R, B, L, I), (R, O, I) -> (R, B, L, O)."""
+    return torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ def deinterleave(combined: Tensor, query_index: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _other_positions(length: int, query_index: Tensor) -> Tensor:
-    is_other = torch.ones(length, dtype=torch.bool, device=query_index.device)
-    is_other[query_index] = False
-    return is_other.nonzero().squeeze(1)
+    """(S,): token j stands behind all queries that have at most j tokens before them."""
+    tokens_before = query_index - torch.arange(len(query_index), device=query_index.device)
+    j = torch.arange(length - len(query_index), device=query_index.device)
+    return j + torch.searchsorted(tokens_before, j, right=True)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bimba.model.mamba import AttentionMixer, MambaBlock, MambaMixer, RMSNorm
+from bimba.model.attention import AttentionMixer
+from bimba.model.mamba import MambaBlock, MambaMixer, RMSNorm
+from bimba.ops import deinterleave
 from bimba.types import BimbaError
 
 HIDDEN, STATES = 32, 4
@@ -25,12 +27,28 @@ def randomised(module: nn.Module) -> nn.Module:
     return module
 
 
-def output_and_gradients(block: nn.Module, x: Tensor, index: Tensor, query_only: bool) -> dict[str, Tensor]:
+def output_and_gradients(block: nn.Module, x: Tensor, index: Tensor, **options: Any) -> dict[str, Tensor]:
+    """Of the queries, which are ``x`` at ``index``; with ``everything``, of the whole sequence."""
     block.zero_grad()
     x = x.clone().requires_grad_()
-    y = block(x, index) if query_only else block(x)[:, index]
-    y.backward(torch.linspace(-1, 1, y.numel()).view_as(y))
+    y = block(*deinterleave(x, index), index, **options)
+    y.backward(torch.linspace(-1, 1, y.numel()).view_as(y) if "everything" not in options else cotangent(y, index))
+    if "everything" in options:
+        y = y[:, index]
     return {"y": y.detach(), "x": x.grad} | {name: p.grad.clone() for name, p in block.named_parameters()}
+
+
+def cotangent(y: Tensor, index: Tensor) -> Tensor:
+    """As if only the queries of y were read."""
+    at_queries = torch.linspace(-1, 1, y[:, index].numel()).view_as(y[:, index])
+    return torch.zeros_like(y).index_copy(1, index, at_queries)
+
+
+def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, want in expected.items():
+        error = (got[name] - want).abs().max() / want.abs().max().clamp(min=1e-6)
+        assert error <= 1e-5, f"{name}: {error:.1e}"
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -47,12 +65,8 @@ def output_and_gradients(block: nn.Module, x: Tensor, index: Tensor, query_only:
 def test_query_only_equals_full_computation(make_mixer: Any, positions: list[int], residual: bool) -> None:
     block = randomised(MambaBlock(make_mixer(), HIDDEN, residual=residual))
     x, index = torch.randn(2, 41, HIDDEN), torch.tensor(positions)
-    full = output_and_gradients(block, x, index, query_only=False)
-    query_only = output_and_gradients(block, x, index, query_only=True)
-    assert full.keys() == query_only.keys()
-    for name, expected in full.items():
-        error = (query_only[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-        assert error <= 1e-5, f"{name}: {error:.1e}"
+    full = output_and_gradients(block, x, index, everything=True)
+    assert_same(output_and_gradients(block, x, index), full)
 
 
 def test_query_only_parts_run_at_queries_only() -> None:
@@ -63,15 +77,15 @@ def test_query_only_parts_run_at_queries_only() -> None:
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
-            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
                 products.append(tuple(out.shape))
             return out
 
     with torch.no_grad(), Products():
-        block(torch.randn(1, 200, HIDDEN), torch.arange(9, 200, 20))
-    per_direction = [(200, dt_rank + STATES), (10, STATES), (200, d_inner)]  # step size and B; C; step size
-    at_queries_once = [(10, d_inner), (10, HIDDEN)]  # gate, out_proj
-    assert sorted(products) == sorted([(200, d_inner), *per_direction, *per_direction, *at_queries_once])
+        block(torch.randn(1, 190, HIDDEN), torch.randn(1, 10, HIDDEN), torch.arange(9, 200, 20))
+    both_directions = [(2, 200, dt_rank + STATES), (2, 10, STATES), (2, 200, d_inner)]  # step size and B; C; step size
+    once = [(200, d_inner), (10, d_inner), (10, HIDDEN)]  # x; gate and out_proj at the queries
+    assert sorted(products, key=str) == sorted(both_directions + once, key=str)
 
 
 def test_parameters_are_named_as_the_originals() -> None:
@@ -123,12 +137,13 @@ def test_reset_parameters_restores_the_initialisation() -> None:
 def test_model_in_bfloat16_still_scans_with_float32_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, torch.dtype] = {}
 
-    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, **options: Any) -> Tensor:
-        seen.update(u=u.dtype, A=A.dtype, D=D.dtype, delta_bias=options["delta_bias"].dtype)
-        return torch.zeros_like(u)
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, **_: Any) -> Any:
+        seen.update(u=u.dtype, A=A.dtype, D=D.dtype, delta_bias=bias.dtype)
+        return torch.zeros_like(u, dtype=torch.float32), None
 
-    monkeypatch.setattr("bimba.model.mamba.selective_scan", scan)
-    assert MambaMixer(HIDDEN).bfloat16()(torch.zeros(1, 5, HIDDEN, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    monkeypatch.setattr("bimba.model.mamba.scan_directions", scan)
+    x = torch.zeros(1, 5, HIDDEN, dtype=torch.bfloat16)
+    assert MambaMixer(HIDDEN).bfloat16()(lambda: x, x, None).dtype == torch.bfloat16
     assert seen == {"u": torch.bfloat16, "A": torch.float32, "D": torch.float32, "delta_bias": torch.float32}
 
 

@@ -50,8 +50,8 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def what_it_computes(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options that give a compressor's weights their meaning: all but where the scan runs; none for None."""
-    return {} if config is None else {key: value for key, value in complete(config).items() if key != "scan_backend"}
+    """The options that give a compressor's weights their meaning: all but where and how the scan runs; none for None."""
+    return {} if config is None else {key: value for key, value in complete(config).items() if key not in ("scan_backend", "chunk_tokens")}
 
 
 def _class(name: Any) -> type[nn.Module]:

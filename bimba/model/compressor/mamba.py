@@ -7,9 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bimba.model.mamba import AttentionMixer, MambaBlock, MambaMixer
-from bimba.ops import deinterleave, interleave, query_positions
+from bimba.model.attention import AttentionMixer
+from bimba.model.mamba import MambaBlock, MambaMixer
+from bimba.ops import deinterleave, query_positions
 from bimba.types import BimbaError
+
+STREAM_ABOVE = 2**16  # positions; 64 frames of 27 x 27 patches with 14 x 14 queries each are 59,200
+_AUTO_CHUNK = 4096
 
 
 class MambaCompressor(nn.Module):
@@ -28,6 +32,9 @@ class MambaCompressor(nn.Module):
         residual: add each mixer's input to its output.
         mixer: "mamba", or "attention" to compare with.
         scan_backend: "auto" or a backend of :func:`bimba.ops.selective_scan`.
+        chunk_tokens: how many positions of the sequence are in work at a time; a number streams the sequence in pieces,
+            with memory that does not grow with it (but for tokens and queries) for about a third more time; 0: all at
+            once; "auto": pieces of 4,096 if there are more than ``STREAM_ABOVE`` positions.
     """
 
     def __init__(
@@ -44,14 +51,24 @@ class MambaCompressor(nn.Module):
         residual: bool = True,
         mixer: Literal["mamba", "attention"] = "mamba",
         scan_backend: str = "auto",
+        chunk_tokens: int | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         _check_choice("query_position", query_position, ("interleaved", "appended"))
         _check_choice("mixer", mixer, ("mamba", "attention"))
+        if chunk_tokens != "auto" and (not isinstance(chunk_tokens, int) or chunk_tokens < 0):
+            raise BimbaError(f'compressor option chunk_tokens must be "auto", 0 or more, received {chunk_tokens!r}.')
+        if mixer == "attention" and chunk_tokens not in ("auto", 0):
+            raise BimbaError(
+                f"compressor option chunk_tokens={chunk_tokens}: attention sees all tokens at once and cannot be "
+                'streamed; use mixer="mamba", or chunk_tokens=0.'
+            )
         if num_layers < 1:
             raise BimbaError(f"compressor option num_layers must be at least 1, received {num_layers}.")
         self.hidden_size = hidden_size
         self.query_position = query_position
+        self.mixer = mixer
+        self.chunk_tokens = chunk_tokens
         self.multi_scale = multi_scale
 
         def make_mixer() -> nn.Module:
@@ -70,15 +87,21 @@ class MambaCompressor(nn.Module):
         for number, layer in enumerate(self.layers, start=1):
             tokens = grid.flatten(1, 3)  # (B, S, C)
             query_index = self.query_index(tokens.shape[1], compressed.shape[1]).to(tokens.device)
-            combined = interleave(tokens, compressed, query_index)
+            chunk_tokens = self._chunk_tokens(tokens.shape[1] + compressed.shape[1])
             if number == len(self.layers):
-                compressed = layer(combined, query_index)
+                compressed = layer(tokens, compressed, query_index, chunk_tokens=chunk_tokens)
                 break
-            tokens, compressed = deinterleave(layer(combined), query_index)
+            combined = layer(tokens, compressed, query_index, everything=True, chunk_tokens=chunk_tokens)
+            tokens, compressed = deinterleave(combined, query_index)
             grid = tokens.unflatten(1, grid.shape[1:4])
             if self.multi_scale:
                 grid = grid[:, ::2]
         return compressed.view(queries.shape).to(queries.dtype)
+
+    def _chunk_tokens(self, length: int) -> int:
+        if self.chunk_tokens == "auto":
+            return _AUTO_CHUNK if length > STREAM_ABOVE and self.mixer == "mamba" else 0
+        return self.chunk_tokens
 
     def query_index(self, num_space_time: int, num_queries: int) -> Tensor:
         """Positions (Q,) of the queries in the sequence of S + Q tokens."""

@@ -1,0 +1,104 @@
+"""Step [4], a piece of the sequence at a time: memory that does not grow with the video, but for tokens and queries.
+
+A direction walks the sequence in pieces of neighbouring positions and carries two things from one to the next: the
+scan's state, and the last rows of the layer's input, which the convolution looks back at. The backward direction walks
+the other way, and as the second one it also gates, projects and adds the residual, so that a piece's output is done.
+With gradients a piece is computed again when its turn comes in the backward pass: what is kept is what was carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from bimba.ops import bidirectional_conv1d, interleave
+from bimba.types import BimbaError
+
+if TYPE_CHECKING:
+    from bimba.model.mamba import Directions, MambaBlock
+
+Carried = tuple[Tensor, Tensor] | None  # the scan's state (1, B, D, N); up to W - 1 rows of input (B, W - 1, C)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    tokens: Tensor  # (B, s, C)
+    queries: Tensor  # (B, q, C)
+    query_index: Tensor  # (q,), places of the queries in the piece
+
+
+def stream(
+    block: MambaBlock, tokens: Tensor, queries: Tensor, query_index: Tensor, everything: bool, chunk_tokens: int
+) -> Tensor:
+    """What ``block`` computes of tokens (B, S, C) and queries (B, Q, C), at most ``chunk_tokens`` positions at a time."""
+    pieces = _cut(tokens, queries, query_index, chunk_tokens)
+    ways = [(0, pieces)]
+    if block.mixer.bidirectional:
+        ways.append((1, pieces[::-1]))
+    y: Sequence[Tensor | None] = [None] * len(pieces)  # of the directions so far, in the order of the next
+    for number, in_order in ways:
+        is_last = number == len(ways) - 1
+        directions = block.mixer.directions(number)
+        carried: Carried = None
+        outputs = []
+        for piece, y_before in zip(in_order, y, strict=True):
+            arguments = (block, piece, directions, carried, y_before, is_last, everything)
+            if torch.is_grad_enabled():
+                output, carried = checkpoint(_advance, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                output, carried = _advance(*arguments)
+            outputs.append(output)
+        y = outputs[::-1]
+    return torch.cat([output for output in (y if len(ways) == 2 else y[::-1]) if output is not None], dim=1)
+
+
+def _advance(
+    block: MambaBlock,
+    piece: _Piece,
+    directions: Directions,
+    carried: Carried,
+    y_before: Tensor | None,
+    is_last: bool,
+    everything: bool,
+) -> tuple[Tensor, Carried]:
+    """One piece of one direction: y (1, B, q, D), or what the block returns if the direction is the last; what follows."""
+    mixer = block.mixer
+    combined = interleave(piece.tokens, piece.queries, piece.query_index)
+    x = block.norm(combined)
+    length, before = x.shape[1], 0
+    state = None
+    if carried is not None:
+        state, edge = carried
+        before = 0 if directions.reverse else edge.shape[1]
+        x = torch.cat([x, edge] if directions.reverse else [edge, x], dim=1)
+    u = bidirectional_conv1d(mixer.inner(x), directions.conv, directions.conv_bias, True, directions.reverse)
+    u = u[:, :, before : before + length]
+    taps = directions.conv.shape[2] - 1
+    edge = x[:, :taps] if directions.reverse else x[:, max(0, x.shape[1] - taps) :]
+    y, state = mixer.scan(u, None if everything else piece.query_index, directions, state)
+    carried = (state, edge)
+    if y_before is not None:
+        y = y + y_before
+    if not is_last:
+        return y, carried
+    read, kept = (block.norm(combined), combined) if everything else (block.norm(piece.queries), piece.queries)
+    out = mixer.read_out(y, read)
+    return (out + kept if block.residual else out), carried
+
+
+def _cut(tokens: Tensor, queries: Tensor, query_index: Tensor, chunk_tokens: int) -> list[_Piece]:
+    """Pieces of ``chunk_tokens`` positions; split, not sliced: the gradient of a slice is as long as the sequence."""
+    length = tokens.shape[1] + queries.shape[1]
+    starts = torch.arange(0, length, chunk_tokens, device=query_index.device)
+    bounds = [*torch.searchsorted(query_index, starts).tolist(), len(query_index)]
+    num_queries = [after - before for before, after in zip(bounds, bounds[1:], strict=False)]
+    sizes = [min(chunk_tokens, length - start) for start in range(0, length, chunk_tokens)]
+    num_tokens = [size - q for size, q in zip(sizes, num_queries, strict=True)]
+    places = query_index.split(num_queries)
+    parts = zip(tokens.split(num_tokens, dim=1), queries.split(num_queries, dim=1), places, strict=True)
+    return [_Piece(t, q, place - k * chunk_tokens) for k, (t, q, place) in enumerate(parts)]
