@@ -1,8 +1,9 @@
 """Step [4]: one layer of the compressor. RMSNorm, a mixer (bidirectional Mamba, or attention to compare), a residual.
 
-A layer is told which positions are read afterwards (``query_index``). The last layer is read at the queries only, so
-everything behind the state (C, the gate z, the skip D, out_proj, the residual) is computed there only; the state
-itself needs every token. The result equals computing all positions and selecting. Parameter names are the original's.
+The last layer is read at the queries only, so everything behind the state (the outputs C h + D u, the gate z, out_proj,
+the residual) is computed there only; the state itself needs every token. The result equals computing all positions and
+selecting. C is the exception: its N columns ride along in the product that makes step size and B, which takes less time
+than gathering D columns at the queries, and far less in the backward pass. Parameter names are the original's.
 """
 
 from __future__ import annotations
@@ -158,9 +159,8 @@ class MambaMixer(nn.Module):
         self, u: Tensor, query_index: Tensor | None, directions: Directions, initial_state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """u (R, B, L, D) -> y (R, B, Q, D) before the gate, and the last state (R, B, D, N); both wide."""
-        weight_dt_B, weight_C = directions.x_proj.split([self.dt_rank + self.d_state, self.d_state], dim=1)
-        dt, B = _project(u, weight_dt_B).split([self.dt_rank, self.d_state], dim=-1)
-        C = _project(u if query_index is None else u.index_select(2, query_index), weight_C)
+        dt, B, C = _project(u, directions.x_proj).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        C = C if query_index is None else C.index_select(2, query_index)
         return scan_directions(
             u, _project(dt, directions.dt_proj), directions.A, B, C, directions.D, directions.dt_bias,
             initial_state=initial_state, delta_softplus=True, reverse=directions.reverse, query_index=query_index,
