@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bimba.ops import bidirectional_conv1d, interleave
-from bimba.types import BimbaError
 
 if TYPE_CHECKING:
-    from bimba.model.mamba import Directions, MambaBlock
+    from bimba.model.mamba import Directions, MambaBlock, MambaMixer
 
 Carried = tuple[Tensor, Tensor] | None  # the scan's state (1, B, D, N); up to W - 1 rows of input (B, W - 1, C)
 
@@ -36,14 +35,15 @@ def stream(
     block: MambaBlock, tokens: Tensor, queries: Tensor, query_index: Tensor, everything: bool, chunk_tokens: int
 ) -> Tensor:
     """What ``block`` computes of tokens (B, S, C) and queries (B, Q, C), at most ``chunk_tokens`` positions at a time."""
+    mixer = cast("MambaMixer", block.mixer)
     pieces = _cut(tokens, queries, query_index, chunk_tokens)
     ways = [(0, pieces)]
-    if block.mixer.bidirectional:
+    if mixer.bidirectional:
         ways.append((1, pieces[::-1]))
     y: Sequence[Tensor | None] = [None] * len(pieces)  # of the directions so far, in the order of the next
     for number, in_order in ways:
         is_last = number == len(ways) - 1
-        directions = block.mixer.directions(number)
+        directions = mixer.directions(number)
         carried: Carried = None
         outputs = []
         for piece, y_before in zip(in_order, y, strict=True):
@@ -67,7 +67,7 @@ def _advance(
     everything: bool,
 ) -> tuple[Tensor, Carried]:
     """One piece of one direction: y (1, B, q, D), or what the block returns if the direction is the last; what follows."""
-    mixer = block.mixer
+    mixer = cast("MambaMixer", block.mixer)
     combined = interleave(piece.tokens, piece.queries, piece.query_index)
     x = block.norm(combined)
     length, before = x.shape[1], 0

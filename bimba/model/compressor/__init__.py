@@ -51,7 +51,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def what_it_computes(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options that give a compressor's weights their meaning: all but where and how the scan runs; none for None."""
-    return {} if config is None else {key: value for key, value in complete(config).items() if key not in ("scan_backend", "chunk_tokens")}
+    return (
+        {}
+        if config is None
+        else {key: value for key, value in complete(config).items() if key not in ("scan_backend", "chunk_tokens")}
+    )
 
 
 def _class(name: Any) -> type[nn.Module]:

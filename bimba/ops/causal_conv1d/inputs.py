@@ -31,7 +31,7 @@ class Conv:
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """R, B, L, D, W."""
-        return (self.weight.shape[0], *self.x.shape, self.weight.shape[2])  # type: ignore[return-value]
+        return (self.weight.shape[0], *self.x.shape, self.weight.shape[2])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,6 +8,8 @@ For every channel d and state n, with h = 0 before the first position::
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def selective_scan(
     *,
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Scan ``u`` with a state of float32 (float64 when an input is), whatever the inputs' dtypes and strides.
 
     Args:
@@ -70,7 +72,7 @@ def selective_scan(
         B_group, C_group = (x if x.dim() == 3 else x[:, group] for x in (B, C))
         skip, bias = (None if x is None else x[d].unsqueeze(0) for x in (D, delta_bias))
         y, last_state = scan_directions(
-            *(x[None, :, d].mT for x in (u, delta)), A[None, d], *(x[None].mT for x in (B_group, C_group)), skip, bias,
+            u[None, :, d].mT, delta[None, :, d].mT, A[None, d], B_group[None].mT, C_group[None].mT, skip, bias,
             initial_state=None if initial_state is None else initial_state[None, :, d],
             delta_softplus=delta_softplus, reverse=reverse, query_index=query_index, backend=backend,
         )  # fmt: skip

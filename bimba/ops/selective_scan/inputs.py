@@ -44,7 +44,7 @@ class Scan:
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:
         """R, B, L, D, N, Q."""
-        return (*self.u.shape, self.A.shape[2], self.C.shape[2])  # type: ignore[return-value]
+        return (*self.u.shape, self.A.shape[2], self.C.shape[2])
 
     @property
     def dtype(self) -> torch.dtype:

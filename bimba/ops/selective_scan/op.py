@@ -48,7 +48,7 @@ def run(
 def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, delta_softplus, reverse, backend, save = inputs
     scan, chosen = _choose(tensors, delta_softplus, reverse, backend)
-    R, B, L, D, N, Q = scan.shape
+    R, B, _, D, N, Q = scan.shape
     y = scan.u.new_empty(R, B, Q, D, dtype=scan.dtype)
     return y, y.new_empty(R, B, D, N), y.new_empty(chosen.saved_shape(scan) if save else (0,))
 
@@ -86,7 +86,7 @@ def _(*inputs: Any) -> list[Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, delta_softplus, reverse, backend, save = inputs
+    *tensors, delta_softplus, reverse, backend, _save = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.options = (delta_softplus, reverse, backend)
 
