@@ -21,7 +21,7 @@ from bimba.types import BimbaError
 
 _TILE, _LANES = 64, 16  # as in scan.cpp
 _SOURCES = Path(__file__).parent / "csrc"
-HEADERS = [_SOURCES / "parallel.h", _SOURCES / "vec.h"]
+_HEADERS = [_SOURCES / "parallel.h", _SOURCES / "vec.h"]
 _Strides = ctypes.c_int64 * 3
 _LOADED_IN = os.getpid()
 _SIZES = ("directions", "batch", "length", "channels", "states", "outputs", "threads", "ranges")
@@ -47,7 +47,7 @@ class _Arguments(ctypes.Structure):
 def _library() -> ctypes.CDLL | str:
     """The compiled functions, or why there are none."""
     try:
-        return build("bimba_scan", [_SOURCES / "scan.cpp"], HEADERS)
+        return build("bimba_scan", [_SOURCES / "scan.cpp"], _HEADERS)
     except BimbaError as error:
         return str(error)
 
