@@ -60,6 +60,7 @@ struct Scan : Arguments {
     reverse = reverse != (direction == 1);
   }
   int64_t token(int64_t position) const { return reverse ? length - 1 - position : position; }
+  int size_of_tile(int64_t start) const { return int(std::min<int64_t>(TILE, length - start)); }
 
   template <typename T>
   Rows<T> rows(const void* x, const int64_t* strides) const {
@@ -129,17 +130,45 @@ T* of_row(const Scan& s, T* x) { return x == nullptr ? nullptr : x + s.row * s.c
 // A tile of one vector of channels: what does not depend on the state.
 struct TileInputs {
   vec u[TILE], delta[TILE], step[TILE], step_u[TILE];  // delta: with its bias, before softplus
+};
 
-  template <typename T>
-  void read(const Scan& s, const Parameters& p, int64_t start, int size) {
+// Fills a TileInputs, position by position. What the vector of channels beside this one will read is called for.
+template <typename T>
+struct TileReader {
+  TileInputs* in;
+  const T *u, *delta;  // at the position to be read next
+  int64_t u_stride, delta_stride;
+  vec bias;
+  int lanes, size;
+  bool with_softplus;
+
+  TileReader(const Scan& s, const Parameters& p, int64_t start, TileInputs* in)
+      : in(in), bias(p.bias), lanes(p.lanes), size(s.size_of_tile(start)), with_softplus(s.softplus) {
     const Rows<T> u_rows = s.rows<T>(s.u, s.u_strides), delta_rows = s.rows<T>(s.delta, s.delta_strides);
-    for (int i = 0; i < size; ++i) {
-      const int64_t t = s.token(start + i);
-      u[i] = load_part(u_rows[t] + p.channel, p.lanes);
-      delta[i] = load_part(delta_rows[t] + p.channel, p.lanes) + p.bias;
-      step[i] = s.softplus ? softplus(delta[i]) : delta[i];
-      step_u[i] = step[i] * u[i];
-    }
+    u = u_rows[s.token(start)] + p.channel;
+    delta = delta_rows[s.token(start)] + p.channel;
+    u_stride = s.reverse ? -u_rows.stride : u_rows.stride;
+    delta_stride = s.reverse ? -delta_rows.stride : delta_rows.stride;
+  }
+
+  void operator()(int i) {  // of a full vector
+    if (i < size) read(i, LANES);
+  }
+
+  void read_all() {
+    for (int i = 0; i < size; ++i) read(i, lanes);
+  }
+
+ private:
+  void read(int i, int lanes) {
+    __builtin_prefetch(u + LANES);
+    __builtin_prefetch(delta + LANES);
+    in->u[i] = load_part(u, lanes);
+    in->delta[i] = load_part(delta, lanes) + bias;
+    in->step[i] = with_softplus ? softplus(in->delta[i]) : in->delta[i];
+    in->step_u[i] = in->step[i] * in->u[i];
+    u += u_stride;
+    delta += delta_stride;
   }
 };
 
@@ -160,10 +189,11 @@ void read_queries(const Scan& s, Rows<T> source, const TileQueries& queries, flo
   }
 }
 
-// Scans N states of a tile; y[q] += sum_n C h at the queries.
-template <int N>
+// Scans N states of a tile; y[q] += sum_n C h at the queries. What else there is to do is done token by token with it:
+// meanwhile(i).
+template <int N, typename F>
 void scan_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
-                 int64_t states, const vec* A_log2, vec* h_memory, vec* y) {
+                 int64_t states, const vec* A_log2, vec* h_memory, vec* y, F&& meanwhile) {
   vec h[N];
   for (int n = 0; n < N; ++n) h[n] = h_memory[n];
   int q = 0;
@@ -172,6 +202,7 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
     const float* b = B + i * states;
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) h[n] = exp2(step * A_log2[n]) * h[n] + step_u * b[n];
+    meanwhile(i);
     if (q < queries.count && queries.local[q] == i) {
       const float* c = C + q * states;
       vec even = {}, odd = {};
@@ -207,11 +238,13 @@ void forward_range(const Scan& s, int64_t range) {
     carried.push_back({std::move(p), std::move(h)});
   }
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
-  TileInputs in;
+  TileInputs inputs[2];  // one is scanned, the other read
+  TileInputs *in = &inputs[0], *next = &inputs[1];
+  bool is_read = false;
   vec y_tile[TILE];
   for (int64_t tile = 0; tile < s.tiles; ++tile) {  // outside, so that rows of u and delta are read as they lie
     const int64_t start = tile * TILE;
-    const int size = int(std::min<int64_t>(TILE, s.length - start));
+    const int size = s.size_of_tile(start);
     const TileQueries queries(s, start, size);
     read_states(s, s.rows<T>(s.B, s.B_strides), start, size, B_tile.data());
     read_queries(s, s.rows<T>(s.C, s.C_strides), queries, C_tile.data());
@@ -221,12 +254,21 @@ void forward_range(const Scan& s, int64_t range) {
         float* saved = s.starts + ((s.row * s.tiles + tile) * s.vectors + v) * s.states * LANES;
         for (int64_t n = 0; n < s.states; ++n) store(saved + n * LANES, c.h[n]);
       }
-      in.read<T>(s, c.p, start, size);
-      for (int q = 0; q < queries.count; ++q) y_tile[q] = c.p.D * in.u[queries.local[q]];
+      if (!is_read) TileReader<T>(s, c.p, start, in).read_all();
+      for (int q = 0; q < queries.count; ++q) y_tile[q] = c.p.D * in->u[queries.local[q]];
+      const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
+      const int64_t next_start = v + 1 < last ? start : start + TILE;
+      is_read = next_start < s.length && p.lanes == LANES;
+      TileReader<T> reader(s, p, is_read ? next_start : start, next);
       for_groups(s.states, [&](auto size_of_group, int64_t n) {
-        scan_states<size_of_group()>(in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states, &c.p.A_log2[n],
-                                     &c.h[n], y_tile);
+        const auto scan = [&](auto&& meanwhile) {
+          scan_states<size_of_group()>(*in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states,
+                                       &c.p.A_log2[n], &c.h[n], y_tile, meanwhile);
+        };
+        if (n == 0 && is_read) scan(reader);  // softplus's latency hides behind the scan
+        else scan([](int) {});
       });
+      std::swap(in, next);
       for (int q = 0; q < queries.count; ++q)
         store_part(s.y + (s.row * s.outputs + queries.output[q]) * s.channels + c.p.channel, y_tile[q], c.p.lanes);
     }
@@ -314,7 +356,7 @@ void backward_range(const Scan& s, int64_t range) {
   vec dy_tile[TILE], dstep[TILE], dstep_u[TILE];
   for (int64_t tile = s.tiles - 1; tile >= 0; --tile) {
     const int64_t start = tile * TILE;
-    const int size = int(std::min<int64_t>(TILE, s.length - start));
+    const int size = s.size_of_tile(start);
     const TileQueries queries(s, start, size);
     read_states(s, s.rows<T>(s.B, s.B_strides), start, size, B_tile.data());
     read_queries(s, s.rows<T>(s.C, s.C_strides), queries, C_tile.data());
@@ -323,7 +365,7 @@ void backward_range(const Scan& s, int64_t range) {
       Carried& c = carried[v - first];
       const int64_t channel = c.p.channel;
       const int lanes = c.p.lanes;
-      in.read<T>(s, c.p, start, size);
+      TileReader<T>(s, c.p, start, &in).read_all();
       for (int i = 0; i < size; ++i) dstep[i] = dstep_u[i] = vec{};
       for (int q = 0; q < queries.count; ++q)
         dy_tile[q] = load_part(s.dy + (s.row * s.outputs + queries.output[q]) * s.channels + channel, lanes);
