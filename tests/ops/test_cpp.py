@@ -301,7 +301,7 @@ def test_a_processor_without_avx512_and_openmp_computes_the_same(tmp_path, monke
     monkeypatch.setattr(extension, "FLAGS", (*(flag for flag in extension.FLAGS if flag not in here), "-pthread"))
     monkeypatch.setattr(extension, "_THREADS", "-pthread")
     monkeypatch.setattr(cpp, "_threads", lambda: 2)
-    library = extension.build("bimba_scan_portable", [cpp._SOURCES / "scan.cpp"], [cpp._SOURCES / "vec.h"])
+    library = extension.build("bimba_scan_portable", [cpp._SOURCES / "scan.cpp"], cpp._HEADERS)
     monkeypatch.setattr(cpp, "_library", lambda: library)
     for batch in (1, 2, 3):
         compare(make_inputs((batch, 40, 16, 130)), delta_softplus=True)

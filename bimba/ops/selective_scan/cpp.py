@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -20,20 +21,25 @@ from bimba.types import BimbaError
 
 _TILE, _LANES = 64, 16  # as in scan.cpp
 _SOURCES = Path(__file__).parent / "csrc"
-_Strides = ctypes.c_int64 * 2
+_HEADERS = [_SOURCES / "parallel.h", _SOURCES / "vec.h"]
+_Strides = ctypes.c_int64 * 3
 _LOADED_IN = os.getpid()
+_SIZES = ("directions", "batch", "length", "channels", "states", "outputs", "threads", "ranges")
+_SEQUENCES = ("u", "delta", "B", "C")
+_POINTERS = (
+    *("A", "D", "bias", "initial_state", "query_index", "y", "last_state", "starts", "dy", "dlast"),
+    *("du", "ddelta", "dA", "dD", "dbias", "dB", "dC", "dinitial"),
+)
 
 
 class _Arguments(ctypes.Structure):
     """``Arguments`` of scan.cpp, field by field."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "outputs", "threads", "ranges")),
-        *((name, ctypes.c_int64) for name in ("softplus", "reverse", "bfloat16")),
-        *((name, ctypes.c_void_p) for name in ("u", "delta", "B", "C")),
-        *((f"{name}_strides", _Strides) for name in ("u", "delta", "B", "C")),
-        *((name, ctypes.c_void_p) for name in ("A", "D", "bias", "query_index", "y", "starts", "dy")),
-        *((name, ctypes.c_void_p) for name in ("du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
+        *((name, ctypes.c_int64) for name in (*_SIZES, "softplus", "reverse", "bfloat16")),
+        *((name, ctypes.c_void_p) for name in _SEQUENCES),
+        *((f"{name}_strides", _Strides) for name in _SEQUENCES),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
     ]
 
 
@@ -41,123 +47,80 @@ class _Arguments(ctypes.Structure):
 def _library() -> ctypes.CDLL | str:
     """The compiled functions, or why there are none."""
     try:
-        return build("bimba_scan", [_SOURCES / "scan.cpp"], [_SOURCES / "vec.h"])
+        return build("bimba_scan", [_SOURCES / "scan.cpp"], _HEADERS)
     except BimbaError as error:
         return str(error)
 
 
-class _Inputs:
-    """The scan's inputs as the kernel takes them; keeps alive what its pointers point to."""
+def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y (R, B, Q, D), the last state (R, B, D, N), and with ``save`` the states before each tile; all float32."""
+    directions, batch, _, channels, states, outputs = scan.shape
+    y, last_state = _new(directions, batch, outputs, channels), _new(directions, batch, channels, states)
+    starts = _new(*saved_shape(scan)) if save else _new(0)
+    _call("bimba_scan_forward", scan, _ranges(scan), y=y, last_state=last_state, starts=starts)
+    return y, last_state, starts
 
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
-        query_index: Tensor | None,
-    ) -> None:
-        half = all(x.dtype == torch.bfloat16 for x in (u, delta, B, C))
-        dtype = torch.bfloat16 if half else torch.float32
-        self.tensors = {name: _rows(x, dtype) for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C))}
-        self.tensors["A"] = A.detach().float().t().contiguous()  # (N, D)
-        for name, x in (("D", D), ("bias", delta_bias)):
-            if x is not None:
-                self.tensors[name] = x.detach().float().contiguous()
-        if query_index is not None:
-            self.tensors["query_index"] = query_index.contiguous()
-        self.batch, self.channels, self.length = u.shape
-        self.states, self.outputs = A.shape[1], C.shape[2]
-        self.options = {"softplus": int(delta_softplus), "reverse": int(reverse), "bfloat16": int(half)}
 
-    def new(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device="cpu")
+def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, delta_bias and initial_state in float32; None where there is no such input."""
+    directions, batch, length, channels, states, outputs = scan.shape
+    ranges = _ranges(scan)
+    grads = {
+        "du": _new(directions, batch, length, channels),
+        "ddelta": _new(directions, batch, length, channels),
+        "dA": _new(directions, batch, channels, states),
+        "dB": _new(ranges, directions, batch, length, states),
+        "dC": _new(ranges, directions, batch, outputs, states),
+        "dD": _new(directions, batch, channels),
+        "dbias": _new(directions, batch, channels),
+        "dinitial": _new(directions, batch, channels, states),
+    }
+    _call("bimba_scan_backward", scan, ranges, starts=saved, dy=dy, dlast=dlast, **grads)
+    du, ddelta, dA, dB, dC, dD, dbias, dinitial = grads.values()
+    return (
+        du, ddelta, dA.sum(1), dB.sum(0), dC.sum(0), None if scan.D is None else dD.sum(1),
+        None if scan.delta_bias is None else dbias.sum(1), None if scan.initial_state is None else dinitial,
+    )  # fmt: skip
 
-    def new_starts(self) -> Tensor:
-        """Memory for the states before each tile."""
-        tiles, vectors = -(-self.length // _TILE), -(-self.channels // _LANES)
-        return self.new(self.batch, tiles, vectors, self.states, _LANES)
 
-    @property
-    def ranges(self) -> int:
-        """Into how many ranges channels are split: samples are dealt to threads first, these only if they are few."""
-        vectors = -(-self.channels // _LANES)
-        return max(1, min(vectors, -(-_threads() // max(1, self.batch))))
+def saved_shape(scan: Scan) -> tuple[int, ...]:
+    """The states before each tile, one vector of channels after another."""
+    directions, batch, length, channels, states, _ = scan.shape
+    return directions, batch, -(-length // _TILE), -(-channels // _LANES), states, _LANES
 
-    def call(self, function: str, **outputs: Tensor) -> None:
-        """Runs a function of scan.cpp, which writes to ``outputs``."""
-        arguments = _Arguments(
-            batch=self.batch, length=self.length, channels=self.channels, states=self.states, outputs=self.outputs,
-            threads=_threads(), ranges=self.ranges, **self.options,
-        )  # fmt: skip
-        for name, x in {**self.tensors, **outputs}.items():
-            setattr(arguments, name, x.data_ptr())
-        if "query_index" in self.tensors and self.outputs == 0:
-            arguments.query_index = ctypes.addressof(arguments)  # of no element: not null, which means every position
-        for name in ("u", "delta", "B", "C"):
-            setattr(arguments, f"{name}_strides", _Strides(*self.tensors[name].stride()[:2]))
-        getattr(_library(), function)(ctypes.byref(arguments))
+
+def _new(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _call(function: str, scan: Scan, ranges: int, **memory: Tensor) -> None:
+    """Runs a function of scan.cpp; ``memory``: what it reads and writes beside the scan's inputs."""
+    half = all(x.dtype == torch.bfloat16 for x in (scan.u, scan.delta, scan.B, scan.C))
+    dtype = torch.bfloat16 if half else torch.float32
+    sequences = {name: getattr(scan, name).to(dtype) for name in _SEQUENCES}
+    others = {"A": scan.A, "D": scan.D, "bias": scan.delta_bias, "initial_state": scan.initial_state}
+    plain = {name: x.float().contiguous() for name, x in others.items() if x is not None}
+    if scan.query_index is not None:
+        plain["query_index"] = scan.query_index.contiguous()
+    arguments = _Arguments(
+        *scan.shape[:2], *scan.shape[2:], threads=_threads(), ranges=ranges, softplus=scan.delta_softplus,
+        reverse=scan.reverse, bfloat16=half, **{name: x.data_ptr() for name, x in (sequences | plain | memory).items()},
+        **{f"{name}_strides": _Strides(*x.stride()[:3]) for name, x in sequences.items()},
+    )  # fmt: skip
+    if scan.query_index is not None and not scan.query_index.numel():
+        arguments.query_index = ctypes.addressof(arguments)  # of no element: not null, which means every position
+    getattr(_library(), function)(ctypes.byref(arguments))
+
+
+def _ranges(scan: Scan) -> int:
+    """Into how many ranges channels are split: rows are dealt to threads first, these only if they are few."""
+    directions, batch, _, channels, *_ = scan.shape
+    return max(1, min(-(-channels // _LANES), -(-_threads() // max(1, directions * batch))))
 
 
 def _threads() -> int:
     """One in a forked process, such as a DataLoader's worker: torch's threads stayed in the parent."""
     return torch.get_num_threads() if os.getpid() == _LOADED_IN else 1
-
-
-def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, D, L) -> (B, L, D) with a contiguous last axis: no copy of what is (B, L, D) in memory already."""
-    rows = x.detach().to(dtype).transpose(1, 2)
-    return rows if rows.stride(2) == 1 or rows.shape[2] <= 1 else rows.contiguous()
-
-
-def _inputs(scan: Scan, r: int) -> _Inputs:
-    D, bias = (None if x is None else x[r] for x in (scan.D, scan.delta_bias))
-    return _Inputs(
-        scan.u[r].mT, scan.delta[r].mT, scan.A[r], scan.B[r].mT, scan.C[r].mT, D, bias, scan.delta_softplus,
-        scan.is_reverse(r), scan.query_index,
-    )  # fmt: skip
-
-
-def saved_shape(scan: Scan) -> tuple[int, ...]:
-    R, B, L, D, N, Q = scan.shape
-    return (R, B, -(-L // _TILE), -(-D // _LANES), N, _LANES)
-
-
-def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    R, B, L, D, N, Q = scan.shape
-    y = torch.empty(R, B, Q, D)
-    saved = torch.empty(saved_shape(scan) if save else (0,))
-    for r in range(R):
-        _inputs(scan, r).call("bimba_scan_forward", y=y[r], **({"starts": saved[r]} if save else {}))
-    return y, torch.zeros(R, B, D, N), saved
-
-
-def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-    per = []
-    for r in range(scan.u.shape[0]):
-        inputs = _inputs(scan, r)
-        batch, length, channels, states = inputs.batch, inputs.length, inputs.channels, inputs.states
-        grads = {
-            "du": inputs.new(batch, length, channels),
-            "ddelta": inputs.new(batch, length, channels),
-            "dA": inputs.new(batch, states, channels),
-            "dB": inputs.new(inputs.ranges, batch, length, states),  # summed below
-            "dC": inputs.new(inputs.ranges, batch, inputs.outputs, states),
-            "dD": inputs.new(batch, channels),
-            "dbias": inputs.new(batch, channels),
-        }
-        if channels == 0:
-            grads["dB"].zero_(), grads["dC"].zero_()
-        inputs.call("bimba_scan_backward", starts=saved[r], dy=dy[r], **grads)
-        du, ddelta, dA, dB, dC, dD, dbias = grads.values()
-        per.append((du, ddelta, dA.sum(0).t(), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0)))
-    stacked = [torch.stack(x) for x in zip(*per, strict=True)]
-    return (*stacked, None if scan.initial_state is None else torch.zeros_like(scan.initial_state))
 
 
 def _unavailable() -> str | None:

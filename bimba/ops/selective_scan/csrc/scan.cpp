@@ -1,37 +1,40 @@
 // The selective scan on a CPU, forward and backward.
 //
-// A thread takes one sample and a range of channels, sixteen channels (one vector) at a time, and walks the sequence in
-// tiles of 64 positions. What does not depend on the state (softplus, delta * u) is computed per tile; then the states
-// of one group stay in registers from token to token. Only queries are written. The forward pass keeps the state at the
-// start of every tile; the backward pass recomputes a tile's states from it and walks the tile the other way.
+// A thread takes one row (a sample in one direction) and a range of channels, sixteen channels (one vector) at a time,
+// and walks the sequence in tiles of 64 positions. What does not depend on the state (softplus, delta * u) is computed per
+// tile; then the states of one group stay in registers from token to token. Only queries are written. The forward pass
+// keeps the state at the start of every tile; the backward pass recomputes a tile's states from it and walks the tile the
+// other way.
 //
-// "Position" counts in the order of the scan: with `reverse`, position i is token L - 1 - i.
+// "Position" counts in the order of the scan: where a direction is reversed, position i is token L - 1 - i.
 
 // Plain C at the border, and no header of torch: it compiles in seconds and fits any version of torch.
 
 #include <algorithm>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
+#include "parallel.h"
 #include "vec.h"
 
-// What Python hands over (ctypes mirrors it in cpp.py). Tensors of the sequence are (B, L or Q, D or N) with a contiguous
-// last axis and two strides, all float32 or all bfloat16; all others are float32 and contiguous. Null where not given.
+// What Python hands over (ctypes mirrors it in cpp.py). R directions, the second of which runs the other way than the
+// first. Tensors of the sequence are (R, B, L or Q, D or N) with a contiguous last axis and three strides, all float32 or
+// all bfloat16; all others are float32 and contiguous. Null where not given.
 struct Arguments {
-  int64_t batch, length, channels, states, outputs, threads, ranges;
+  int64_t directions, batch, length, channels, states, outputs, threads, ranges;
   int64_t softplus, reverse, bfloat16;
   const void *u, *delta, *B, *C;
-  int64_t u_strides[2], delta_strides[2], B_strides[2], C_strides[2];
-  const float *A;              // (N, D)
-  const float *D, *bias;       // (D,)
+  int64_t u_strides[3], delta_strides[3], B_strides[3], C_strides[3];
+  const float *A, *D, *bias;   // (R, D, N), (R, D), (R, D)
+  const float* initial_state;  // (R, B, D, N)
   const int64_t* query_index;  // (Q,); null: every position
-  float* y;                    // (B, Q, D)
-  float* starts;               // (B, tiles, vectors, N, 16): the states before each tile
-  const float* dy;             // (B, Q, D)
-  float *du, *ddelta;          // (B, L, D)
-  float *dA, *dD, *dbias;      // (B, N, D), (B, D), (B, D)
-  float *dB, *dC;              // (ranges, B, L, N), (ranges, B, Q, N)
+  float *y, *last_state;       // (R, B, Q, D), (R, B, D, N)
+  float* starts;               // (R, B, tiles, vectors, N, 16): the states before each tile
+  const float *dy, *dlast;     // (R, B, Q, D), (R, B, D, N)
+  float *du, *ddelta;          // (R, B, L, D)
+  float *dA, *dD, *dbias;      // (R, B, D, N), (R, B, D), (R, B, D)
+  float *dB, *dC;              // (ranges, R, B, L, N), (ranges, R, B, Q, N)
+  float* dinitial;             // (R, B, D, N)
 };
 
 namespace {
@@ -47,17 +50,22 @@ struct Rows {
   const T* operator[](int64_t row) const { return data + row * stride; }
 };
 
-template <typename T>
-Rows<T> rows(const void* x, const int64_t* strides, int64_t sample) {
-  return {static_cast<const T*>(x) + sample * strides[0], strides[1]};
-}
-
+// One row of the work: a sample in one direction.
 struct Scan : Arguments {
-  int64_t tiles, vectors;
+  int64_t tiles, vectors, direction, sample, row;
 
-  explicit Scan(const Arguments& a)
-      : Arguments(a), tiles((length + TILE - 1) / TILE), vectors((channels + LANES - 1) / LANES) {}
+  Scan(const Arguments& a, int64_t row)
+      : Arguments(a), tiles((length + TILE - 1) / TILE), vectors((channels + LANES - 1) / LANES),
+        direction(row / batch), sample(row % batch), row(row) {
+    reverse = reverse != (direction == 1);
+  }
   int64_t token(int64_t position) const { return reverse ? length - 1 - position : position; }
+  int size_of_tile(int64_t start) const { return int(std::min<int64_t>(TILE, length - start)); }
+
+  template <typename T>
+  Rows<T> rows(const void* x, const int64_t* strides) const {
+    return {static_cast<const T*>(x) + direction * strides[0] + sample * strides[1], strides[2]};
+  }
 };
 
 // The outputs among the positions of one tile, in the order of the scan.
@@ -84,34 +92,83 @@ struct TileQueries {
   void add(int place, int64_t index) { local[count] = place; output[count++] = index; }
 };
 
+// (D, N) in memory, one vector of channels of it: x[n]. Null stands for zeros.
+std::vector<vec> load_channels(const float* x, int64_t states, int64_t channel, int lanes) {
+  std::vector<vec> result(states);
+  if (x == nullptr) return result;
+  for (int i = 0; i < lanes; ++i)
+    for (int64_t n = 0; n < states; ++n) result[n][i] = x[(channel + i) * states + n];
+  return result;
+}
+
+void store_channels(float* x, const std::vector<vec>& values, int64_t channel, int lanes) {
+  const int64_t states = int64_t(values.size());
+  for (int i = 0; i < lanes; ++i)
+    for (int64_t n = 0; n < states; ++n) x[(channel + i) * states + n] = values[n][i];
+}
+
 struct Parameters {  // of one vector of channels
-  int64_t channel;  // its first
-  int lanes;        // how many there are
+  int64_t channel;   // its first
+  int lanes;         // how many there are
   std::vector<vec> A_log2;
   vec D, bias;
 
   Parameters(const Scan& s, int64_t vector)
-      : channel(vector * LANES), lanes(int(std::min<int64_t>(LANES, s.channels - channel))), A_log2(s.states) {
-    for (int64_t n = 0; n < s.states; ++n) A_log2[n] = load_part(s.A + n * s.channels + channel, lanes) * LOG2_E;
-    D = s.D != nullptr ? load_part(s.D + channel, lanes) : vec{};
-    bias = s.bias != nullptr ? load_part(s.bias + channel, lanes) : vec{};
+      : channel(vector * LANES), lanes(int(std::min<int64_t>(LANES, s.channels - channel))),
+        A_log2(load_channels(s.A + s.direction * s.channels * s.states, s.states, channel, lanes)) {
+    for (vec& x : A_log2) x *= LOG2_E;
+    const int64_t at = s.direction * s.channels + channel;
+    D = s.D != nullptr ? load_part(s.D + at, lanes) : vec{};
+    bias = s.bias != nullptr ? load_part(s.bias + at, lanes) : vec{};
   }
 };
+
+// One row of a (R, B, D, N) tensor.
+template <typename T>
+T* of_row(const Scan& s, T* x) { return x == nullptr ? nullptr : x + s.row * s.channels * s.states; }
 
 // A tile of one vector of channels: what does not depend on the state.
 struct TileInputs {
   vec u[TILE], delta[TILE], step[TILE], step_u[TILE];  // delta: with its bias, before softplus
+};
 
-  template <typename T>
-  void read(const Scan& s, int64_t sample, const Parameters& p, int64_t start, int size) {
-    const Rows<T> u_rows = rows<T>(s.u, s.u_strides, sample), delta_rows = rows<T>(s.delta, s.delta_strides, sample);
-    for (int i = 0; i < size; ++i) {
-      const int64_t t = s.token(start + i);
-      u[i] = load_part(u_rows[t] + p.channel, p.lanes);
-      delta[i] = load_part(delta_rows[t] + p.channel, p.lanes) + p.bias;
-      step[i] = s.softplus ? softplus(delta[i]) : delta[i];
-      step_u[i] = step[i] * u[i];
-    }
+// Fills a TileInputs, position by position. What the vector of channels beside this one will read is called for.
+template <typename T>
+struct TileReader {
+  TileInputs* in;
+  const T *u, *delta;  // at the position to be read next
+  int64_t u_stride, delta_stride;
+  vec bias;
+  int lanes, size;
+  bool with_softplus;
+
+  TileReader(const Scan& s, const Parameters& p, int64_t start, TileInputs* in)
+      : in(in), bias(p.bias), lanes(p.lanes), size(s.size_of_tile(start)), with_softplus(s.softplus) {
+    const Rows<T> u_rows = s.rows<T>(s.u, s.u_strides), delta_rows = s.rows<T>(s.delta, s.delta_strides);
+    u = u_rows[s.token(start)] + p.channel;
+    delta = delta_rows[s.token(start)] + p.channel;
+    u_stride = s.reverse ? -u_rows.stride : u_rows.stride;
+    delta_stride = s.reverse ? -delta_rows.stride : delta_rows.stride;
+  }
+
+  void operator()(int i) {  // of a full vector
+    if (i < size) read(i, LANES);
+  }
+
+  void read_all() {
+    for (int i = 0; i < size; ++i) read(i, lanes);
+  }
+
+ private:
+  void read(int i, int lanes) {
+    __builtin_prefetch(u + LANES);
+    __builtin_prefetch(delta + LANES);
+    in->u[i] = load_part(u, lanes);
+    in->delta[i] = load_part(delta, lanes) + bias;
+    in->step[i] = with_softplus ? softplus(in->delta[i]) : in->delta[i];
+    in->step_u[i] = in->step[i] * in->u[i];
+    u += u_stride;
+    delta += delta_stride;
   }
 };
 
@@ -132,10 +189,11 @@ void read_queries(const Scan& s, Rows<T> source, const TileQueries& queries, flo
   }
 }
 
-// Scans N states of a tile; y[q] += sum_n C h at the queries.
-template <int N>
+// Scans N states of a tile; y[q] += sum_n C h at the queries. What else there is to do is done token by token with it:
+// meanwhile(i).
+template <int N, typename F>
 void scan_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
-                 int64_t states, const vec* A_log2, vec* h_memory, vec* y) {
+                 int64_t states, const vec* A_log2, vec* h_memory, vec* y, F&& meanwhile) {
   vec h[N];
   for (int n = 0; n < N; ++n) h[n] = h_memory[n];
   int q = 0;
@@ -144,6 +202,7 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
     const float* b = B + i * states;
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) h[n] = exp2(step * A_log2[n]) * h[n] + step_u * b[n];
+    meanwhile(i);
     if (q < queries.count && queries.local[q] == i) {
       const float* c = C + q * states;
       vec even = {}, odd = {};
@@ -166,39 +225,55 @@ void for_groups(int64_t states, F&& f) {
 }
 
 template <typename T>
-void forward_range(const Scan& s, int64_t sample, int64_t range) {
+void forward_range(const Scan& s, int64_t range) {
   struct Carried {  // of one vector of channels, from tile to tile
     Parameters p;
     std::vector<vec> h;
   };
   const int64_t first = range * s.vectors / s.ranges, last = (range + 1) * s.vectors / s.ranges;
   std::vector<Carried> carried;
-  for (int64_t v = first; v < last; ++v) carried.push_back({Parameters(s, v), std::vector<vec>(s.states)});
+  for (int64_t v = first; v < last; ++v) {
+    Parameters p(s, v);
+    std::vector<vec> h = load_channels(of_row(s, s.initial_state), s.states, p.channel, p.lanes);
+    carried.push_back({std::move(p), std::move(h)});
+  }
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
-  TileInputs in;
+  TileInputs inputs[2];  // one is scanned, the other read
+  TileInputs *in = &inputs[0], *next = &inputs[1];
+  bool is_read = false;
   vec y_tile[TILE];
   for (int64_t tile = 0; tile < s.tiles; ++tile) {  // outside, so that rows of u and delta are read as they lie
     const int64_t start = tile * TILE;
-    const int size = int(std::min<int64_t>(TILE, s.length - start));
+    const int size = s.size_of_tile(start);
     const TileQueries queries(s, start, size);
-    read_states(s, rows<T>(s.B, s.B_strides, sample), start, size, B_tile.data());
-    read_queries(s, rows<T>(s.C, s.C_strides, sample), queries, C_tile.data());
+    read_states(s, s.rows<T>(s.B, s.B_strides), start, size, B_tile.data());
+    read_queries(s, s.rows<T>(s.C, s.C_strides), queries, C_tile.data());
     for (int64_t v = first; v < last; ++v) {
       Carried& c = carried[v - first];
       if (s.starts != nullptr) {
-        float* saved = s.starts + ((sample * s.tiles + tile) * s.vectors + v) * s.states * LANES;
+        float* saved = s.starts + ((s.row * s.tiles + tile) * s.vectors + v) * s.states * LANES;
         for (int64_t n = 0; n < s.states; ++n) store(saved + n * LANES, c.h[n]);
       }
-      in.read<T>(s, sample, c.p, start, size);
-      for (int q = 0; q < queries.count; ++q) y_tile[q] = c.p.D * in.u[queries.local[q]];
+      if (!is_read) TileReader<T>(s, c.p, start, in).read_all();
+      for (int q = 0; q < queries.count; ++q) y_tile[q] = c.p.D * in->u[queries.local[q]];
+      const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
+      const int64_t next_start = v + 1 < last ? start : start + TILE;
+      is_read = next_start < s.length && p.lanes == LANES;
+      TileReader<T> reader(s, p, is_read ? next_start : start, next);
       for_groups(s.states, [&](auto size_of_group, int64_t n) {
-        scan_states<size_of_group()>(in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states, &c.p.A_log2[n],
-                                     &c.h[n], y_tile);
+        const auto scan = [&](auto&& meanwhile) {
+          scan_states<size_of_group()>(*in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states,
+                                       &c.p.A_log2[n], &c.h[n], y_tile, meanwhile);
+        };
+        if (n == 0 && is_read) scan(reader);  // softplus's latency hides behind the scan
+        else scan([](int) {});
       });
+      std::swap(in, next);
       for (int q = 0; q < queries.count; ++q)
-        store_part(s.y + (sample * s.outputs + queries.output[q]) * s.channels + c.p.channel, y_tile[q], c.p.lanes);
+        store_part(s.y + (s.row * s.outputs + queries.output[q]) * s.channels + c.p.channel, y_tile[q], c.p.lanes);
     }
   }
+  for (const Carried& c : carried) store_channels(of_row(s, s.last_state), c.h, c.p.channel, c.p.lanes);
 }
 
 // What one thread adds up over its channels, as vectors: lanes are summed at the end of a tile.
@@ -262,7 +337,7 @@ void backward_states(const TileInputs& in, int size, const TileQueries& queries,
 }
 
 template <typename T>
-void backward_range(const Scan& s, int64_t sample, int64_t range) {
+void backward_range(const Scan& s, int64_t range) {
   const int64_t first = range * s.vectors / s.ranges, last = (range + 1) * s.vectors / s.ranges;
   struct Carried {  // of one vector of channels, from tile to tile
     Parameters p;
@@ -270,28 +345,31 @@ void backward_range(const Scan& s, int64_t sample, int64_t range) {
     vec dD = {}, dbias = {};
   };
   std::vector<Carried> carried;
-  for (int64_t v = first; v < last; ++v)
-    carried.push_back({Parameters(s, v), std::vector<vec>(s.states), std::vector<vec>(s.states)});
+  for (int64_t v = first; v < last; ++v) {
+    Parameters p(s, v);
+    std::vector<vec> e = load_channels(of_row(s, s.dlast), s.states, p.channel, p.lanes);
+    carried.push_back({std::move(p), std::move(e), std::vector<vec>(s.states)});
+  }
   TileSums sums(s);
   TileInputs in;
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
   vec dy_tile[TILE], dstep[TILE], dstep_u[TILE];
   for (int64_t tile = s.tiles - 1; tile >= 0; --tile) {
     const int64_t start = tile * TILE;
-    const int size = int(std::min<int64_t>(TILE, s.length - start));
+    const int size = s.size_of_tile(start);
     const TileQueries queries(s, start, size);
-    read_states(s, rows<T>(s.B, s.B_strides, sample), start, size, B_tile.data());
-    read_queries(s, rows<T>(s.C, s.C_strides, sample), queries, C_tile.data());
+    read_states(s, s.rows<T>(s.B, s.B_strides), start, size, B_tile.data());
+    read_queries(s, s.rows<T>(s.C, s.C_strides), queries, C_tile.data());
     sums.clear();
     for (int64_t v = first; v < last; ++v) {
       Carried& c = carried[v - first];
       const int64_t channel = c.p.channel;
       const int lanes = c.p.lanes;
-      in.read<T>(s, sample, c.p, start, size);
+      TileReader<T>(s, c.p, start, &in).read_all();
       for (int i = 0; i < size; ++i) dstep[i] = dstep_u[i] = vec{};
       for (int q = 0; q < queries.count; ++q)
-        dy_tile[q] = load_part(s.dy + (sample * s.outputs + queries.output[q]) * s.channels + channel, lanes);
-      const float* h_start = s.starts + ((sample * s.tiles + tile) * s.vectors + v) * s.states * LANES;
+        dy_tile[q] = load_part(s.dy + (s.row * s.outputs + queries.output[q]) * s.channels + channel, lanes);
+      const float* h_start = s.starts + ((s.row * s.tiles + tile) * s.vectors + v) * s.states * LANES;
       for_groups(s.states, [&](auto size_of_group, int64_t n) {
         backward_states<size_of_group()>(in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states, &c.p.A_log2[n],
                                          h_start + n * LANES, &c.e[n], dy_tile, sums, n, dstep, dstep_u, &c.dA[n]);
@@ -305,59 +383,38 @@ void backward_range(const Scan& s, int64_t sample, int64_t range) {
           c.dD += in.u[i] * dy_tile[q++];
         }
         c.dbias += ddelta;
-        const int64_t at = (sample * s.length + s.token(start + i)) * s.channels + channel;
+        const int64_t at = (s.row * s.length + s.token(start + i)) * s.channels + channel;
         store_part(s.du + at, du, lanes);
         store_part(s.ddelta + at, ddelta, lanes);
       }
     }
     for (int i = 0; i < size; ++i) {
-      float* dB = s.dB + ((range * s.batch + sample) * s.length + s.token(start + i)) * s.states;
+      float* dB = s.dB + ((range * s.directions * s.batch + s.row) * s.length + s.token(start + i)) * s.states;
       for (int64_t n = 0; n < s.states; ++n) dB[n] = sum(sums.dB[i * s.states + n]);
     }
     for (int q = 0; q < queries.count; ++q) {
-      float* dC = s.dC + ((range * s.batch + sample) * s.outputs + queries.output[q]) * s.states;
+      float* dC = s.dC + ((range * s.directions * s.batch + s.row) * s.outputs + queries.output[q]) * s.states;
       for (int64_t n = 0; n < s.states; ++n) dC[n] = sum(sums.dC[q * s.states + n]);
     }
   }
-  for (int64_t v = first; v < last; ++v) {
-    const Carried& c = carried[v - first];
-    const int64_t channel = c.p.channel;
-    const int lanes = c.p.lanes;
-    for (int64_t n = 0; n < s.states; ++n) store_part(s.dA + (sample * s.states + n) * s.channels + channel, c.dA[n], lanes);
-    store_part(s.dD + sample * s.channels + channel, c.dD, lanes);
-    store_part(s.dbias + sample * s.channels + channel, c.dbias, lanes);
+  for (const Carried& c : carried) {
+    store_channels(of_row(s, s.dinitial), c.e, c.p.channel, c.p.lanes);
+    store_channels(of_row(s, s.dA), c.dA, c.p.channel, c.p.lanes);
+    store_part(s.dD + s.row * s.channels + c.p.channel, c.dD, c.p.lanes);
+    store_part(s.dbias + s.row * s.channels + c.p.channel, c.dbias, c.p.lanes);
   }
-}
-
-// f(0), ..., f(count - 1) on as many threads as asked for: torch's own, where its OpenMP is at hand. Threads beside
-// torch's would share the cores with those, which keep spinning for a while after each of its operations.
-template <typename F>
-void parallel(int64_t count, int64_t threads, F&& f) {
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(static) num_threads(int(threads)) if (threads > 1 && count > 1)
-  for (int64_t i = 0; i < count; ++i) f(i);
-#else
-  threads = std::min(threads, count);
-  auto work = [&](int64_t thread) {
-    for (int64_t i = thread * count / threads; i < (thread + 1) * count / threads; ++i) f(i);
-  };
-  std::vector<std::thread> others;
-  for (int64_t t = 1; t < threads; ++t) others.emplace_back(work, t);
-  if (count > 0) work(0);
-  for (std::thread& other : others) other.join();
-#endif
 }
 
 }  // namespace
 
-extern "C" void bimba_scan_forward(const Arguments* arguments) {
-  const Scan s(*arguments);
-  auto run = s.bfloat16 ? forward_range<uint16_t> : forward_range<float>;
-  parallel(s.batch * s.ranges, s.threads, [&](int64_t i) { run(s, i / s.ranges, i % s.ranges); });
+extern "C" void bimba_scan_forward(const Arguments* a) {
+  auto run = a->bfloat16 ? forward_range<uint16_t> : forward_range<float>;
+  parallel(a->directions * a->batch * a->ranges, a->threads,
+           [&](int64_t i) { run(Scan(*a, i / a->ranges), i % a->ranges); });
 }
 
-extern "C" void bimba_scan_backward(const Arguments* arguments) {
-  const Scan s(*arguments);
-  auto run = s.bfloat16 ? backward_range<uint16_t> : backward_range<float>;
-  parallel(s.batch * s.ranges, s.threads, [&](int64_t i) { run(s, i / s.ranges, i % s.ranges); });
+extern "C" void bimba_scan_backward(const Arguments* a) {
+  auto run = a->bfloat16 ? backward_range<uint16_t> : backward_range<float>;
+  parallel(a->directions * a->batch * a->ranges, a->threads,
+           [&](int64_t i) { run(Scan(*a, i / a->ranges), i % a->ranges); });
 }

@@ -83,28 +83,29 @@ static inline vec exp2(vec x) {
 
 constexpr float LOG2_E = 1.44269504088896341f;
 
-// log(1 + t) for 0 <= t <= 1: 2 artanh(t / (2 + t)), relative error below 1e-7.
-static inline vec log1p(vec t) {
-  vec s = t / (t + 2.0f), q = s * s;
-  vec p = splat(1.0f / 13);
-  p = p * q + 1.0f / 11;
-  p = p * q + 1.0f / 9;
-  p = p * q + 1.0f / 7;
-  p = p * q + 1.0f / 5;
-  p = p * q + 1.0f / 3;
-  return 2.0f * s * (p * q + 1.0f);
-}
+// The larger; NaN where x is.
+static inline vec at_least(float bound, vec x) { return x < bound ? splat(bound) : x; }
 
 // exp(-|x|); the bound is for infinite x, where 0 is right and exp2 would subtract infinities.
 static inline vec exp_minus_abs(vec x) {
-  vec y = (x < 0.0f ? x : -x) * LOG2_E;
-  return exp2(y < -200.0f ? splat(-200.0f) : y);
+  const ivec sign = (ivec)splat(-0.0f);
+  return exp2(at_least(-200.0f, (vec)((ivec)x | sign) * LOG2_E));
 }
 
-// log(1 + exp(x)), and its derivative, which is the logistic function of x.
+// log(1 + exp(x)), and its derivative, which is the logistic function of x. With t = exp(-|x|), log(1 + t) is
+// t + t^2 times a polynomial of degree 7: a relative error of 3.3e-8, with rounding 1.7e-7.
 static inline vec softplus(vec x) {
-  vec t = exp_minus_abs(x);
-  return (x < 0.0f ? vec{} : x) + log1p(t);
+  const vec t = exp_minus_abs(x);
+  vec p = splat(5.36483014e-3f);
+  p = p * t - 3.00658140e-2f;
+  p = p * t + 7.92045668e-2f;
+  p = p * t - 1.37538046e-1f;
+  p = p * t + 1.91536561e-1f;
+  p = p * t - 2.48571634e-1f;
+  p = p * t + 3.33213240e-1f;
+  p = p * t - 4.99996483e-1f;
+  p = p * t + 1.0f;
+  return p * t + at_least(0.0f, x);
 }
 
 static inline vec logistic(vec x) {
