@@ -194,6 +194,7 @@ void read_queries(const Scan& s, Rows<T> source, const TileQueries& queries, flo
 template <int N, typename F>
 void scan_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
                  int64_t states, const vec* A_log2, vec* h_memory, vec* y, F&& meanwhile) {
+  constexpr int K = N < 2 ? 1 : 2;  // exponentials whose instructions alternate, so that neither waits for itself
   vec h[N];
   for (int n = 0; n < N; ++n) h[n] = h_memory[n];
   int q = 0;
@@ -201,7 +202,12 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
     const vec step = in.step[i], step_u = in.step_u[i];
     const float* b = B + i * states;
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) h[n] = exp2(step * A_log2[n]) * h[n] + step_u * b[n];
+    for (int n = 0; n < N; n += K) {
+      vec decay[K];
+      for (int k = 0; k < K; ++k) decay[k] = step * A_log2[n + k];
+      exp2(decay);
+      for (int k = 0; k < K; ++k) h[n + k] = decay[k] * h[n + k] + step_u * b[n + k];
+    }
     meanwhile(i);
     if (q < queries.count && queries.local[q] == i) {
       const float* c = C + q * states;
