@@ -1,16 +1,20 @@
-// Sixteen floats at a time, and the functions of them that the scan needs. One lane is one channel.
+// One register of floats at a time, and the functions of them that the scan needs. One lane is one channel.
 //
-// GCC's and Clang's vector extension: with AVX-512 a vector is one register, with AVX2 two, elsewhere four; the code is
-// the same. Only exp2's last step has an instruction of its own under AVX-512.
+// GCC's and Clang's vector extension: the code is the same for AVX-512, AVX2 and what has only four lanes. Only exp2's last
+// step has an instruction of its own under AVX-512.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #if defined(__AVX512F__)
 #include <immintrin.h>
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;  // what is wider than a register compiles to code that is ten times slower
+#else
+constexpr int LANES = 4;
 #endif
 
-constexpr int LANES = 16;
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half_vec __attribute__((vector_size(2 * LANES)));
