@@ -1,4 +1,4 @@
-"""The scan as one compiled loop (``csrc/scan.cpp``): sixteen channels a vector, states in registers, float32 inside.
+"""The scan as one compiled loop (``csrc/scan.cpp``): channels in vectors, states in registers, float32 inside.
 
 Compiled on first use. Nothing of size (B, D, L, N) exists: the forward pass keeps the state every 64 positions, if
 gradients are wanted, and the backward pass recomputes the rest.
@@ -19,7 +19,8 @@ from bimba.ops.extension import build
 from bimba.ops.selective_scan.inputs import Scan
 from bimba.types import BimbaError
 
-_TILE, _LANES = 64, 16  # as in scan.cpp
+_TILE = 64  # as in scan.cpp
+_LANES = 16  # the most that vec.h has
 _SOURCES = Path(__file__).parent / "csrc"
 _HEADERS = [_SOURCES / "parallel.h", _SOURCES / "vec.h"]
 _Strides = ctypes.c_int64 * 3
@@ -84,9 +85,9 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
 
 
 def saved_shape(scan: Scan) -> tuple[int, ...]:
-    """The states before each tile, one vector of channels after another."""
+    """The states before each tile."""
     directions, batch, length, channels, states, _ = scan.shape
-    return directions, batch, -(-length // _TILE), -(-channels // _LANES), states, _LANES
+    return directions, batch, -(-length // _TILE), states, channels
 
 
 def _new(*shape: int) -> Tensor:

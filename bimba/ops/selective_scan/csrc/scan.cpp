@@ -29,7 +29,7 @@ struct Arguments {
   const float* initial_state;  // (R, B, D, N)
   const int64_t* query_index;  // (Q,); null: every position
   float *y, *last_state;       // (R, B, Q, D), (R, B, D, N)
-  float* starts;               // (R, B, tiles, vectors, N, 16): the states before each tile
+  float* starts;               // (R, B, tiles, N, D): the states before each tile
   const float *dy, *dlast;     // (R, B, Q, D), (R, B, D, N)
   float *du, *ddelta;          // (R, B, L, D)
   float *dA, *dD, *dbias;      // (R, B, D, N), (R, B, D), (R, B, D)
@@ -61,6 +61,8 @@ struct Scan : Arguments {
   }
   int64_t token(int64_t position) const { return reverse ? length - 1 - position : position; }
   int size_of_tile(int64_t start) const { return int(std::min<int64_t>(TILE, length - start)); }
+
+  float* start_of(int64_t tile) const { return starts + (row * tiles + tile) * states * channels; }
 
   template <typename T>
   Rows<T> rows(const void* x, const int64_t* strides) const {
@@ -194,6 +196,7 @@ void read_queries(const Scan& s, Rows<T> source, const TileQueries& queries, flo
 template <int N, typename F>
 void scan_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
                  int64_t states, const vec* A_log2, vec* h_memory, vec* y, F&& meanwhile) {
+  constexpr int K = N < 2 ? 1 : 2;  // exponentials whose instructions alternate, so that neither waits for itself
   vec h[N];
   for (int n = 0; n < N; ++n) h[n] = h_memory[n];
   int q = 0;
@@ -201,7 +204,12 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
     const vec step = in.step[i], step_u = in.step_u[i];
     const float* b = B + i * states;
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) h[n] = exp2(step * A_log2[n]) * h[n] + step_u * b[n];
+    for (int n = 0; n < N; n += K) {
+      vec decay[K];
+      for (int k = 0; k < K; ++k) decay[k] = step * A_log2[n + k];
+      exp2(decay);
+      for (int k = 0; k < K; ++k) h[n + k] = decay[k] * h[n + k] + step_u * b[n + k];
+    }
     meanwhile(i);
     if (q < queries.count && queries.local[q] == i) {
       const float* c = C + q * states;
@@ -214,14 +222,11 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
   for (int n = 0; n < N; ++n) h_memory[n] = h[n];
 }
 
-// Calls f<16>, f<8>, ... on successive groups of states until all are done.
-template <typename F>
-void for_groups(int64_t states, F&& f) {
-  int64_t n = 0;
-  for (; n + 16 <= states; n += 16) f(std::integral_constant<int, 16>(), n);
-  if (n + 8 <= states) { f(std::integral_constant<int, 8>(), n); n += 8; }
-  if (n + 4 <= states) { f(std::integral_constant<int, 4>(), n); n += 4; }
-  for (; n < states; ++n) f(std::integral_constant<int, 1>(), n);
+// Calls f<GROUP>, f<GROUP / 2>, ... on successive groups of states until all are done.
+template <int SIZE = GROUP, typename F>
+void for_groups(int64_t states, F&& f, int64_t n = 0) {
+  for (; n + SIZE <= states; n += SIZE) f(std::integral_constant<int, SIZE>(), n);
+  if constexpr (SIZE > 1) for_groups<SIZE / 2>(states, f, n);
 }
 
 template <typename T>
@@ -251,8 +256,8 @@ void forward_range(const Scan& s, int64_t range) {
     for (int64_t v = first; v < last; ++v) {
       Carried& c = carried[v - first];
       if (s.starts != nullptr) {
-        float* saved = s.starts + ((s.row * s.tiles + tile) * s.vectors + v) * s.states * LANES;
-        for (int64_t n = 0; n < s.states; ++n) store(saved + n * LANES, c.h[n]);
+        float* saved = s.start_of(tile) + c.p.channel;
+        for (int64_t n = 0; n < s.states; ++n) store_part(saved + n * s.channels, c.h[n], c.p.lanes);
       }
       if (!is_read) TileReader<T>(s, c.p, start, in).read_all();
       for (int q = 0; q < queries.count; ++q) y_tile[q] = c.p.D * in->u[queries.local[q]];
@@ -290,10 +295,10 @@ struct TileSums {
 //   g[i] = e[i + 1] + C dy     dC = dy h     dB = g step u     d(step u) = g B     d(step A) = e h[i - 1]
 template <int N>
 void backward_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
-                     int64_t states, const vec* A_log2, const float* h_start, vec* e_memory, const vec* dy, TileSums& sums,
+                     int64_t states, const vec* A_log2, const vec* h_start, vec* e_memory, const vec* dy, TileSums& sums,
                      int64_t n0, vec* dstep, vec* dstep_u, vec* dA) {
   static thread_local vec h[TILE + 1][N], decay[TILE][N];  // h[i]: before position i
-  for (int n = 0; n < N; ++n) h[0][n] = load(h_start + n * LANES);
+  for (int n = 0; n < N; ++n) h[0][n] = h_start[n];
   for (int i = 0; i < size; ++i) {
     const vec step = in.step[i], step_u = in.step_u[i];
     const float* b = B + i * states;
@@ -351,6 +356,7 @@ void backward_range(const Scan& s, int64_t range) {
     carried.push_back({std::move(p), std::move(e), std::vector<vec>(s.states)});
   }
   TileSums sums(s);
+  std::vector<vec> h_start(s.states);
   TileInputs in;
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
   vec dy_tile[TILE], dstep[TILE], dstep_u[TILE];
@@ -369,10 +375,11 @@ void backward_range(const Scan& s, int64_t range) {
       for (int i = 0; i < size; ++i) dstep[i] = dstep_u[i] = vec{};
       for (int q = 0; q < queries.count; ++q)
         dy_tile[q] = load_part(s.dy + (s.row * s.outputs + queries.output[q]) * s.channels + channel, lanes);
-      const float* h_start = s.starts + ((s.row * s.tiles + tile) * s.vectors + v) * s.states * LANES;
+      const float* saved = s.start_of(tile) + channel;
+      for (int64_t n = 0; n < s.states; ++n) h_start[n] = load_part(saved + n * s.channels, lanes);
       for_groups(s.states, [&](auto size_of_group, int64_t n) {
         backward_states<size_of_group()>(in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states, &c.p.A_log2[n],
-                                         h_start + n * LANES, &c.e[n], dy_tile, sums, n, dstep, dstep_u, &c.dA[n]);
+                                         &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u, &c.dA[n]);
       });
       for (int i = 0, q = 0; i < size; ++i) {
         vec du = dstep_u[i] * in.step[i];

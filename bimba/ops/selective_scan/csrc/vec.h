@@ -1,16 +1,20 @@
-// Sixteen floats at a time, and the functions of them that the scan needs. One lane is one channel.
+// One register of floats at a time, and the functions of them that the scan needs. One lane is one channel.
 //
-// GCC's and Clang's vector extension: with AVX-512 a vector is one register, with AVX2 two, elsewhere four; the code is
-// the same. Only exp2's last step has an instruction of its own under AVX-512.
+// GCC's and Clang's vector extension: the code is the same for AVX-512, AVX2 and what has only four lanes. Only exp2's last
+// step has an instruction of its own under AVX-512.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #if defined(__AVX512F__)
 #include <immintrin.h>
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;  // what is wider than a register compiles to code that is ten times slower
+#else
+constexpr int LANES = 4;
 #endif
 
-constexpr int LANES = 16;
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half_vec __attribute__((vector_size(2 * LANES)));
@@ -56,30 +60,42 @@ static inline float to_float(uint16_t x) {
 // 2^x. x = n + f with n whole and |f| <= 1/2; 2^f by a polynomial of degree 5, 2^n in the exponent bits. The relative
 // error is at most 9.2e-8, with rounding 2e-7, and none at 0: a state that decays by almost nothing for fifty thousand
 // tokens would multiply it by fifty thousand. Below 2^-126 it is 0 (AVX-512) or 2^-126; NaN stays NaN.
-static inline vec exp2_polynomial(vec f) {
-  vec p = splat(1.326472725e-3f);
-  p = p * f + 9.671512688e-3f;
-  p = p * f + 5.550733744e-2f;
-  p = p * f + 2.402224208e-1f;
-  p = p * f + 6.931469776e-1f;
-  return p * f + 1.0f;
+template <int K>
+static inline void exp2_polynomial(const vec (&f)[K], vec (&p)[K]) {
+  constexpr float COEFFICIENTS[] = {9.671512688e-3f, 5.550733744e-2f, 2.402224208e-1f, 6.931469776e-1f, 1.0f};
+  for (int k = 0; k < K; ++k) p[k] = splat(1.326472725e-3f);
+#pragma GCC unroll 5
+  for (float c : COEFFICIENTS)
+    for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + c;
 }
 
+// In place, of K vectors whose instructions take turns: a processor looks ahead less far than one of them takes.
+template <int K>
+static inline void exp2(vec (&x)[K]) {
+  vec n[K], f[K], p[K];
 #if defined(__AVX512F__)
-static inline vec exp2(vec x) {
-  __m512 n = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return (vec)_mm512_scalef_ps((__m512)exp2_polynomial(x - (vec)n), n);
-}
+  for (int k = 0; k < K; ++k)
+    n[k] = (vec)_mm512_roundscale_ps((__m512)x[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  for (int k = 0; k < K; ++k) f[k] = x[k] - n[k];
+  exp2_polynomial(f, p);
+  for (int k = 0; k < K; ++k) x[k] = (vec)_mm512_scalef_ps((__m512)p[k], (__m512)n[k]);
 #else
-static inline vec exp2(vec x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the lowest bits
-  x = x < -126.0f ? splat(-126.0f) : x;
-  x = x > 127.49f ? splat(127.49f) : x;
-  vec shifted = x + magic;
-  vec result = (vec)((ivec)exp2_polynomial(x - (shifted - magic)) + ((ivec)shifted << 23));
-  return x == x ? result : x;
-}
+  for (int k = 0; k < K; ++k) {
+    const vec bounded = x[k] < -126.0f ? splat(-126.0f) : x[k] > 127.49f ? splat(127.49f) : x[k];
+    n[k] = bounded + magic;
+    f[k] = bounded - (n[k] - magic);
+  }
+  exp2_polynomial(f, p);
+  for (int k = 0; k < K; ++k) x[k] = x[k] == x[k] ? (vec)((ivec)p[k] + ((ivec)n[k] << 23)) : x[k];
 #endif
+}
+
+static inline vec exp2(vec x) {
+  vec one[1] = {x};
+  exp2(one);
+  return one[0];
+}
 
 constexpr float LOG2_E = 1.44269504088896341f;
 
