@@ -15,9 +15,9 @@ from bimba.ops.backend import Backend
 from bimba.ops.causal_conv1d.inputs import Conv
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Tokens and channels of a tile, and tiles of a program. The backward kernel holds 17 numbers per element of a tile.
+# Tokens and channels at a time, and how many times: the backward kernel holds 32 numbers of every channel in registers.
 _FORWARD = {"T": 8, "C": 128, "STEPS": 16, "num_warps": 4}
-_BACKWARD = {"T": 4, "C": 128, "STEPS": 64, "num_warps": 4}
+_BACKWARD = {"T": 4, "C": 256, "STEPS": 32, "num_warps": 4}
 
 
 def forward(conv: Conv) -> tuple[Tensor]:

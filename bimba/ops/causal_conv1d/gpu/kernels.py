@@ -1,9 +1,11 @@
-"""The convolution's two Triton kernels, for tiles of T tokens and C channels (channels lie side by side in memory).
+# mypy: ignore-errors
+# ruff: noqa: RUF005, SIM300
+# Triton compiles a part of Python only: no unpacking in a tuple, and annotations that mean nothing to a type checker.
+"""The convolution's two Triton kernels, for T tokens at a time and C channels (which lie side by side in memory).
 
-A program takes STEPS tiles of one sample, one after another, and all R directions of each. The tile's own tokens and
-those up to W - 1 away on either side are read as 2 W - 1 shifted tiles, the *window*; the causal direction's taps meet
-the first W of them, the anti-causal one's, in the opposite order, the last W. Sums are float32. Offsets are 64-bit:
-256 frames of the 7B model are more than 2^31 elements.
+A program takes C channels of a run of tokens of one sample, and all R directions of each. Sums are float32. Offsets are
+64-bit: 256 frames of the 7B model are more than 2^31 elements. The taps are kept in the order of the tokens that they
+meet, so that the anti-causal direction is the causal one on a window that lies W - 1 tokens ahead.
 """
 
 from __future__ import annotations
@@ -48,24 +50,24 @@ def _read_window(rows, tokens, stride, channels, L, D, W: tl.constexpr):
 def _read_parameters(
     weight, bias, channels, D, R: tl.constexpr, W: tl.constexpr, REVERSE: tl.constexpr, BIAS: tl.constexpr
 ):
-    """R W taps in the order of the tokens that they meet, then R biases, (1, C) each; weight (R, W, D), bias (R, D)."""
+    """R W taps in the order of the tokens that they meet, then R biases, (C,) each; weight (R, W, D), bias (R, D)."""
     inside = channels < D
     parameters = ()
     for r in tl.static_range(R):
         for j in tl.static_range(W):
             row = r * W + (W - 1 - j if REVERSE != (r == 1) else j)
-            parameters = parameters + (tl.load(weight + row * D + channels, mask=inside, other=0.0)[None, :],)
+            parameters = parameters + (tl.load(weight + row * D + channels, mask=inside, other=0.0),)
     for r in tl.static_range(R):
         if BIAS:
-            parameters = parameters + (tl.load(bias + r * D + channels, mask=inside, other=0.0)[None, :],)
+            parameters = parameters + (tl.load(bias + r * D + channels, mask=inside, other=0.0),)
         else:
-            parameters = parameters + (tl.zeros_like(channels).to(tl.float32)[None, :],)
+            parameters = parameters + (tl.zeros_like(channels).to(tl.float32),)
     return parameters
 
 
 @triton.jit
 def _sum_taps(parameters, window, r: tl.constexpr, first: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
-    """(T, C): bias plus the taps of direction r on W tiles of the window, before the activation."""
+    """(T, C) or (C,): bias plus the taps of direction r on W tiles of the window, before the activation."""
     total = parameters[R * W + r] + parameters[r * W] * window[first]
     for j in tl.static_range(1, W):
         total += parameters[r * W + j] * window[first + j]
@@ -84,7 +86,7 @@ def forward_kernel(
     R: tl.constexpr, W: tl.constexpr, REVERSE: tl.constexpr, SILU: tl.constexpr, BIAS: tl.constexpr,
     STEPS: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """x (B, L, D), weight (R, W, D), bias (R, D) -> y (R, B, L, D)."""
+    """x (B, L, D), weight (R, W, D), bias (R, D) -> y (R, B, L, D), a tile (T, C) after the other."""
     _, sample, first, channels = _place(L, D, STEPS, T, C)
     parameters = _read_parameters(weight, bias, channels, D, R, W, REVERSE, BIAS)
     for step in range(_steps(L, first, STEPS, T)):
@@ -100,30 +102,10 @@ def forward_kernel(
 
 
 @triton.jit
-def _differentiate(
-    dy, parameters, window, tokens, channels, L, D,
-    r: tl.constexpr, ANTI: tl.constexpr, SILU: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
-    """One direction's part of dx (T, C), and the W + 1 products (T, C) whose sums over T are those of its parameters.
-
-    A token's output is recomputed by every token that its gradient reaches: nothing of dy's size is written.
-    """
-    products = ()
-    dx = tl.zeros_like(window[0])
-    for e in tl.static_range(W):  # the outputs `e` tokens on, which read this token too
-        reached = tokens - e if ANTI else tokens + e
-        dpre = _read(dy, reached, D, channels, L, D)
-        if SILU:
-            pre = _sum_taps(parameters, window, r, W - 1 - e if ANTI else e, R, W)
-            gate = _gate(pre)
-            slope = gate * (1.0 + pre * (1.0 - gate))
-            dpre = tl.where(((reached >= 0) & (reached < L))[:, None], dpre * slope, 0.0)
-        dx += dpre * parameters[r * W + (e if ANTI else W - 1 - e)]
-        if e == 0:
-            for j in tl.static_range(W):
-                products = products + (dpre * window[(W - 1 if ANTI else 0) + j],)
-            products = products + (dpre,)
-    return dx, products
+def _read_row(rows, token, stride, channels, L, D):
+    """(C,) float32 of (L, D), zeros outside."""
+    inside = (token >= 0) & (token < L) & (channels < D)
+    return tl.load(rows + token * stride + channels, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -132,33 +114,68 @@ def backward_kernel(
     R: tl.constexpr, W: tl.constexpr, REVERSE: tl.constexpr, SILU: tl.constexpr, BIAS: tl.constexpr,
     STEPS: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """dy (R, B, L, D) -> dx (B, L, D), sums (blocks, R, W + 1, D): this block's part of dweight and, last, of dbias."""
+    """dy (R, B, L, D) -> dx (B, L, D), sums (blocks, R, W + 1, D): this block's part of dweight and, last, of dbias.
+
+    Walks from token to token, all in registers. At token t the window is the tokens t to t + W - 1: what the
+    anti-causal output of t was computed from, and the causal one of t + W - 1. Both are recomputed there, and their
+    gradients before the activation kept for W tokens, until dx of every token that they reach is complete.
+    """
     block, sample, first, channels = _place(L, D, STEPS, T, C)
+    inside = channels < D
+    before: tl.constexpr = (W + T - 2) // T  # steps ahead of the block, for the gradients that reach into it
     parameters = _read_parameters(weight, bias, channels, D, R, W, REVERSE, BIAS)
-    totals = ()  # (T, C) each: of the taps in the order of the tokens that they meet, then of the bias, by direction
+    x += sample * stride_b
+    window = ()
+    for j in tl.static_range(W - 1):
+        window = window + (_read_row(x, first - before * T + j, stride_l, channels, L, D),)
+    kept = ()  # W gradients of each direction, in the order of their tokens
+    for _ in tl.static_range(R * W):
+        kept = kept + (tl.zeros([C], tl.float32),)
+    totals = ()  # of W taps in the order of the tokens that they meet, then of the bias, for each direction
     for _ in tl.static_range(R * (W + 1)):
-        totals = totals + (tl.zeros([T, C], tl.float32),)
-    for step in range(_steps(L, first, STEPS, T)):
-        tokens = first + step * T + tl.arange(0, T)
-        inside = (tokens < L)[:, None] & (channels < D)[None, :]
-        window = _read_window(x + sample * stride_b, tokens, stride_l, channels, L, D, W)
-        dx_tile = tl.zeros([T, C], tl.float32)
-        added = ()
+        totals = totals + (tl.zeros([C], tl.float32),)
+    for step in range(_steps(L, first, STEPS, T) + before):
+        start = first + (step - before) * T
+        rows = ()  # all of a step are asked for before the first is needed
+        for i in tl.static_range(T):
+            rows = rows + (_read_row(x, start + i + W - 1, stride_l, channels, L, D),)
         for r in tl.static_range(R):
-            rows = dy + (r * B + sample) * L * D
-            dx_part, parts = _differentiate(
-                rows, parameters, window, tokens, channels, L, D, r, REVERSE != (r == 1), SILU, R, W
-            )
-            dx_tile += dx_part
-            added = added + parts
-        out = dx + (sample * L + tokens)[:, None] * D + channels[None, :]
-        tl.store(out, dx_tile.to(dx.dtype.element_ty), mask=inside)
-        summed = ()
-        for i in tl.static_range(R * (W + 1)):
-            summed = summed + (totals[i] + added[i],)
-        totals = summed
+            dy_rows = dy + (r * B + sample) * L * D
+            for i in tl.static_range(T):
+                token = start + i + (0 if REVERSE != (r == 1) else W - 1)
+                rows = rows + (_read_row(dy_rows, token, D, channels, L, D),)
+        for i in tl.static_range(T):
+            token = start + i
+            window = window + (rows[i],)
+            dx_row = tl.zeros([C], tl.float32)
+            new_kept = ()
+            new_totals = ()
+            for r in tl.static_range(R):
+                dpre = rows[(r + 1) * T + i]
+                if SILU:
+                    pre = _sum_taps(parameters, window, r, 0, R, W)
+                    gate = _gate(pre)
+                    output = token + (0 if REVERSE != (r == 1) else W - 1)
+                    exists = (output >= 0) & (output < L)
+                    dpre = tl.where(exists, dpre * gate * (1.0 + pre * (1.0 - gate)), 0.0)
+                # Each output is counted in one block: the causal ones of the first W - 1 tokens in the first.
+                counts = token >= first if REVERSE != (r == 1) else (token >= first) | (first == 0)
+                counted = tl.where(counts, dpre, 0.0)
+                for j in tl.static_range(W):
+                    new_totals = new_totals + (totals[r * (W + 1) + j] + counted * window[j],)
+                new_totals = new_totals + (totals[r * (W + 1) + W] + counted,)
+                for j in tl.static_range(W - 1):
+                    new_kept = new_kept + (kept[r * W + j + 1],)
+                new_kept = new_kept + (dpre,)
+                for j in tl.static_range(W):
+                    dx_row += parameters[r * W + W - 1 - j] * new_kept[r * W + j]
+            kept = new_kept
+            totals = new_totals
+            window = window[1:]
+            out = dx + (sample * L + token) * D + channels
+            tl.store(out, dx_row.to(dx.dtype.element_ty), mask=inside & (token >= first) & (token < L))
     for r in tl.static_range(R):
         for j in tl.static_range(W + 1):
             tap = W - 1 - j if (REVERSE != (r == 1)) and j < W else j
             row = (block * R + r) * (W + 1) + tap
-            tl.store(sums + row * D + channels, tl.sum(totals[r * (W + 1) + j], axis=0), mask=channels < D)
+            tl.store(sums + row * D + channels, totals[r * (W + 1) + j], mask=inside)
