@@ -14,7 +14,7 @@ from torch import Tensor
 from bimba.ops.backend import Backend
 from bimba.ops.causal_conv1d.inputs import Conv
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")  # as Triton has it
 # Tokens and channels at a time, and how many times: the backward kernel holds 32 numbers of every channel in registers.
 _FORWARD = {"T": 8, "C": 128, "STEPS": 16, "num_warps": 4}
 _BACKWARD = {"T": 4, "C": 256, "STEPS": 32, "num_warps": 4}

@@ -44,8 +44,7 @@ constexpr int TILE = 64;
 
 // 1 / (1 + exp(-x)); the bound is for infinite x, where 0 is right and exp2 would subtract infinities.
 static inline vec sigmoid(vec x) {
-  const vec y = x * -LOG2_E;
-  return 1.0f / (1.0f + exp2(y < -126.0f ? splat(-126.0f) : y));
+  return 1.0f / (1.0f + exp2(at_least(-126.0f, x * -LOG2_E)));
 }
 
 struct Conv : Arguments {
