@@ -29,7 +29,10 @@ def forward(conv: Conv) -> tuple[Tensor]:
     weight, bias = _parameters(conv)
     if y.numel() > 0:
         grid = (_blocks(conv, _FORWARD) * -(-D // _FORWARD["C"]),)
-        forward_kernel[grid](conv.x, weight, bias, y, *conv.x.stride()[:2], B, L, D, **_constants(conv), **_FORWARD)
+        with torch.cuda.device_of(conv.x):  # Triton launches on the current device
+            forward_kernel[grid](
+                conv.x, weight, bias, y, *conv.x.stride()[:2], B, L, D, **_constants(conv), **_FORWARD
+            )
     return (y,)
 
 
@@ -44,9 +47,10 @@ def backward(conv: Conv, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     weight, bias = _parameters(conv)
     if dx.numel() > 0:
         grid = (blocks * -(-D // _BACKWARD["C"]),)
-        backward_kernel[grid](
-            conv.x, weight, bias, dy, dx, sums, *conv.x.stride()[:2], B, L, D, **_constants(conv), **_BACKWARD
-        )
+        with torch.cuda.device_of(conv.x):
+            backward_kernel[grid](
+                conv.x, weight, bias, dy, dx, sums, *conv.x.stride()[:2], B, L, D, **_constants(conv), **_BACKWARD
+            )
     dweight, dbias = sums[:, :, :W].sum(0), sums[:, :, W].sum(0)  # in one order, unlike atomic additions
     return dx, dweight.transpose(1, 2).contiguous(), dbias
 
