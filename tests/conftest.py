@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+if not torch.cuda.is_available():  # the GPU's kernels run in Triton's interpreter; Triton reads it once, when imported
+    os.environ["TRITON_INTERPRET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # inherited by the commands that tests run
 os.environ["WANDB_MODE"] = "offline"
 sys.path.insert(0, str(Path(__file__).parent))

@@ -31,7 +31,7 @@ def examine() -> list[Finding]:
     findings += [_package(name, None) for name in REQUIRED]
     findings += [_package(name, purpose) for name, purpose in OPTIONAL.items()]
     if all(finding.ok for finding in findings):  # without torch there is nothing more to find out
-        findings += [*_devices(), *_scan_backends()]
+        findings += [*_devices(), *_backends()]
     return findings
 
 
@@ -57,13 +57,16 @@ def _devices() -> list[Finding]:
     return findings
 
 
-def _scan_backends() -> list[Finding]:
+def _backends() -> list[Finding]:
     """Best first, as ``auto`` asks them; the first that is ready is taken unless it refuses the inputs of a call."""
-    from bimba.ops.selective_scan import REGISTRY
+    from bimba.ops.causal_conv1d import REGISTRY as CONVOLUTION
+    from bimba.ops.selective_scan import REGISTRY as SCAN
 
-    states = {name: backend.unavailable() for name, backend in REGISTRY.backends.items()}
-    ready = [name for name, reason in states.items() if reason is None]
-    return [
-        Finding(f"selective_scan: {name}", reason or ("ready, first choice" if name == ready[0] else "ready"))
-        for name, reason in states.items()
-    ]
+    findings = []
+    for op, registry in (("selective_scan", SCAN), ("causal_conv1d", CONVOLUTION)):
+        states = {name: backend.unavailable() for name, backend in registry.backends.items()}
+        ready = [name for name, reason in states.items() if reason is None]
+        for name, reason in states.items():
+            state = reason or ("ready, first choice" if name == ready[0] else "ready")
+            findings.append(Finding(f"{op}: {name}", state))
+    return findings

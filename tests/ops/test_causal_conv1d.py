@@ -1,62 +1,391 @@
-"""The causal convolution against PyTorch's, outputs and gradients."""
+"""The causal convolution: every backend against PyTorch's in float64, every gradient; and as a node of graphs."""
 
 from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bimba.ops import causal_conv1d
+from bimba.ops import bidirectional_conv1d, causal_conv1d, extension
+from bimba.ops.causal_conv1d import REGISTRY, cpp, pytorch, triton
+from bimba.ops.causal_conv1d.inputs import Conv
+from bimba.ops.causal_conv1d.op import conv_op
 from bimba.types import BimbaError
 
+BACKENDS = ["pytorch", "cpp", "triton"]
+ROOT = Path(__file__).parents[2]
 
-def padded_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, reverse: bool) -> Tensor:
-    x = x.flip(-1) if reverse else x
+
+@pytest.fixture(autouse=True)
+def nan_in_new_memory() -> Iterator[None]:
+    """What a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def few_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter takes its time for every operation on a tile."""
+    monkeypatch.setattr(triton, "_FORWARD", {"T": 16, "C": 32, "STEPS": 2, "num_warps": 4})
+    monkeypatch.setattr(triton, "_BACKWARD", {"T": 2, "C": 32, "STEPS": 16, "num_warps": 4})
+
+
+def padded_conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    """One direction as PyTorch has it: (B, L, D), (D, W), (D,) -> (B, L, D)."""
+    x = x.mT.flip(-1) if reverse else x.mT
     y = F.conv1d(F.pad(x, (weight.shape[1] - 1, 0)), weight.unsqueeze(1), bias, groups=x.shape[1])
-    y = F.silu(y) if activation == "silu" else y
-    return y.flip(-1) if reverse else y
+    y = F.silu(y) if silu else y
+    return (y.flip(-1) if reverse else y).mT
 
 
-def inputs(batch: int, channels: int, length: int, width: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def definition(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool = False) -> Tensor:
+    """What ``bidirectional_conv1d`` must return."""
+    return torch.stack(
+        [
+            padded_conv(x, weight[r], None if bias is None else bias[r], silu, reverse != (r == 1))
+            for r in range(len(weight))
+        ]
+    )
+
+
+def make_inputs(
+    batch: int, length: int, channels: int, width: int, directions: int = 2, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    x = torch.randn(batch, length, channels, dtype=dtype).transpose(1, 2)
-    return [x, torch.randn(channels, width, dtype=dtype), torch.randn(channels, dtype=dtype)]
+    return {
+        "x": torch.randn(batch, length, channels).to(dtype),
+        "weight": torch.randn(directions, channels, width) / width,
+        "bias": torch.randn(directions, channels),
+    }
+
+
+def run(function, inputs: dict[str, Tensor | None], *options, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The output, and the gradients of a sum that weights every output differently, by a number of ``dtype``."""
+    leaves = {name: None if x is None else x.detach().requires_grad_() for name, x in inputs.items()}
+    y = function(*leaves.values(), *options)
+    dy = (torch.arange(y.numel()) % 17 - 7).view(y.shape).to(dtype) / 7
+    y.backward(dy.to(y.dtype))
+    return {"y": y.detach(), **{f"d{name}": x.grad for name, x in leaves.items() if x is not None}}
+
+
+def compare(backend: str, inputs: dict[str, Tensor | None], silu: bool = True, reverse: bool = False) -> None:
+    """A backend and the definition of the very same numbers in float64."""
+    dtype = inputs["x"].dtype
+    found = run(bidirectional_conv1d, inputs, silu, reverse, backend, dtype=dtype)
+    exact = {name: None if x is None else x.double() for name, x in inputs.items()}
+    expected = run(definition, exact, silu, reverse, dtype=dtype)
+    for name, x in expected.items():
+        # Triton's interpreter cuts the last bits off where a GPU rounds.
+        half = 2**-7 if backend == "triton" else 2**-8
+        tolerance = float(x.abs().max()) * (half if dtype == torch.bfloat16 else 1e-5)
+        torch.testing.assert_close(
+            found[name].double(), x, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    assert found["y"].dtype == found["dx"].dtype == dtype and found["y"].is_contiguous()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_padded_convolution(backend: str, width: int, silu: bool, reverse: bool) -> None:
+    compare(backend, make_inputs(2, 11, 5, width), silu, reverse)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize(("length", "channels"), [(1, 3), (2, 16), (3, 17), (4, 40), (70, 33)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_size(backend: str, length: int, channels: int, directions: int) -> None:
+    """Sequences shorter than the taps reach, tiles that are not full, channels that fill no vector."""
+    compare(backend, make_inputs(3, length, channels, 4, directions))
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_bias(backend: str, directions: int) -> None:
+    compare(backend, make_inputs(2, 9, 5, 4, directions) | {"bias": None})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_is_summed_in_float32(backend: str) -> None:
+    compare(backend, make_inputs(2, 70, 37, 4, dtype=torch.bfloat16))
+    inputs = {name: x.to(torch.bfloat16) for name, x in make_inputs(2, 20, 5, 3, dtype=torch.bfloat16).items()}
+    compare(backend, inputs)  # the weights as well
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_strides(backend: str) -> None:
+    inputs = make_inputs(2, 9, 6, 4)
+    expected = run(bidirectional_conv1d, inputs, True, False, backend)
+    wide = torch.randn(9, 2, 13)
+    wide[:, :, 3:9] = inputs["x"].transpose(0, 1)
+    strided = {
+        "x": wide[:, :, 3:9].transpose(0, 1),
+        "weight": inputs["weight"].mT.contiguous().mT,
+        "bias": inputs["bias"].t().contiguous().t(),
+    }
+    for x in (strided["x"], inputs["x"].mT.contiguous().mT):
+        found = run(bidirectional_conv1d, strided | {"x": x}, True, False, backend)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_samples_no_tokens_no_channels(backend: str, shape: tuple[int, int, int]) -> None:
+    found = run(bidirectional_conv1d, make_inputs(*shape, 4), True, False, backend)
+    assert found["y"].shape == (2, *shape) and found["dx"].shape == shape
+    assert not found["dweight"].any() and not found["dbias"].any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_finite_spreads_as_in_pytorch(backend: str, value: float) -> None:
+    inputs = make_inputs(1, 20, 17, 4)
+    inputs["x"][0, 7, 2] = value
+    y, expected = bidirectional_conv1d(*inputs.values(), True, False, backend), definition(*inputs.values(), True)
+    assert torch.equal(y.isfinite(), expected.isfinite())
+    torch.testing.assert_close(y[y.isfinite()], expected[y.isfinite()], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_values_saturate(backend: str) -> None:
+    """exp overflows and underflows on the way; silu and its derivative do not."""
+    inputs = make_inputs(1, 80, 16, 1)
+    inputs["x"] = torch.linspace(-400, 400, 80).view(1, 80, 1).expand(1, 80, 16).contiguous()
+    compare(backend, inputs)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("activation", ["silu", None])
-@pytest.mark.parametrize(("length", "width"), [(11, 4), (1, 4), (3, 4), (4, 4), (9, 2), (9, 1)])
-def test_equals_padded_convolution(reverse: bool, activation: str | None, length: int, width: int) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_channels_first(backend: str, activation: str | None, reverse: bool) -> None:
+    """``causal_conv1d``: (B, D, L), of either memory layout."""
+    inputs = make_inputs(2, 9, 5, 4)
+    x, weight, bias = inputs["x"].mT, inputs["weight"][0], inputs["bias"][0]
+    expected = padded_conv(inputs["x"], weight, bias, activation == "silu", reverse).mT
+    for layout in (x, x.contiguous()):
+        found = causal_conv1d(layout, weight, bias, activation, reverse, backend)
+        torch.testing.assert_close(found, expected)
+        assert found.mT.is_contiguous()
+    found = causal_conv1d(x, weight, None, activation, reverse, backend)
+    torch.testing.assert_close(found, padded_conv(inputs["x"], weight, None, activation == "silu", reverse).mT)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_gradcheck(directions: int) -> None:
+    leaves = [x.double().requires_grad_() for x in make_inputs(2, 5, 2, 3, directions).values()]
+    assert torch.autograd.gradcheck(lambda *args: bidirectional_conv1d(*args, True, True), leaves)
+
+
+@pytest.mark.parametrize("axis", ["samples", "tokens"])
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_offsets_beyond_32_bits(backend: str, axis: str) -> None:
+    """Rows that lie 2^30 elements apart, the last one beyond 2^31; the memory between them is never touched."""
+    torch.use_deterministic_algorithms(False)
+    inputs = make_inputs(3, 3, 16, 4, dtype=torch.bfloat16)
+    expected = run(bidirectional_conv1d, inputs, True, False, backend)
+    far = 2**30 + 8
+    strides = (far, 16, 1) if axis == "samples" else (64, far, 1)
+    x = torch.empty(2 * far + 256, dtype=torch.bfloat16).as_strided((3, 3, 16), strides)
+    x.copy_(inputs["x"])
+    found = run(bidirectional_conv1d, inputs | {"x": x}, True, False, backend)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+# -- one node of a graph -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_operator_is_registered_in_full(backend: str, bias: bool) -> None:
+    inputs = make_inputs(2, 3, 2, 2) | ({} if bias else {"bias": None})
+    leaves = [None if x is None else x.requires_grad_() for x in inputs.values()]
+    torch.library.opcheck(conv_op, (*leaves, True, False, backend))
+
+
+class Convolutions(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = make_inputs(2, 9, 5, 4)
+        self.weight, self.bias = torch.nn.Parameter(inputs["weight"]), torch.nn.Parameter(inputs["bias"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = bidirectional_conv1d(x, self.weight, self.bias, True)
+        return y + causal_conv1d(x.mT, self.weight[0], None, "silu").mT
+
+
+def test_compiles_whole() -> None:
+    torch._dynamo.reset()
+    module, x = Convolutions(), make_inputs(2, 9, 5, 4)["x"]
     results = []
-    for conv in (causal_conv1d, padded_conv):
-        leaves = [x.detach().requires_grad_() for x in inputs(2, 3, length, width)]
-        y = conv(*leaves, activation, reverse)
-        y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y))
-        results.append([y, *(x.grad for x in leaves)])
-    for got, expected in zip(*results):
-        torch.testing.assert_close(got, expected)
+    for function in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [leaf, *module.parameters()])])
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_without_bias_and_any_strides(reverse: bool) -> None:
-    x, weight, _ = inputs(2, 3, 8, 4)
-    expected = padded_conv(x, weight, None, "silu", reverse)
-    torch.testing.assert_close(causal_conv1d(x, weight, None, "silu", reverse), expected)
-    torch.testing.assert_close(causal_conv1d(x.contiguous(), weight, None, "silu", reverse), expected)
+def test_exports_one_node_for_both_directions() -> None:
+    module, x = Convolutions(), make_inputs(2, 9, 5, 4)["x"]
+    length = torch.export.Dim("length", min=2, max=100)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({1: length},))
+    calls = [node for node in exported.graph.nodes if "bimba.causal_conv1d" in str(node.target)]
+    assert len(calls) == 2  # one for each function that the module calls
+    longer = make_inputs(2, 31, 5, 4)["x"]
+    torch.testing.assert_close(exported.module()(longer), module(longer))
 
 
-def test_gradcheck() -> None:
-    leaves = [x.requires_grad_() for x in inputs(2, 2, 5, 3)]
-    assert torch.autograd.gradcheck(lambda *args: causal_conv1d(*args, "silu", True), leaves)
+# -- the choice of a backend ---------------------------------------------------------------------------------------
 
 
-def test_bfloat16_is_summed_in_float32() -> None:
-    half = [x.bfloat16() for x in inputs(2, 3, 20, 4)]
-    y = causal_conv1d(*half, "silu")
-    assert y.dtype == torch.bfloat16
-    expected = padded_conv(*(x.float() for x in half), "silu", False)
-    torch.testing.assert_close(y.float(), expected, rtol=2**-8, atol=1e-6)
+def call_of(dtype: torch.dtype = torch.float32) -> Conv:
+    return Conv(**make_inputs(1, 3, 2, 4, dtype=dtype), silu=True, reverse=False)
+
+
+def test_auto_takes_the_compiled_one_or_what_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BIMBA_CONV_BACKEND", raising=False)
+    assert REGISTRY.choose("auto", call_of()) is cpp.BACKEND
+    assert REGISTRY.choose("auto", call_of(torch.bfloat16)) is cpp.BACKEND
+    assert REGISTRY.choose("auto", call_of(torch.float64)) is pytorch.BACKEND
+    assert REGISTRY.choose("auto", call_of(torch.float16)) is pytorch.BACKEND
+    monkeypatch.setenv("BIMBA_CONV_BACKEND", "pytorch")
+    assert REGISTRY.choose("auto", call_of()) is pytorch.BACKEND
+
+
+def test_what_the_compiled_one_refuses() -> None:
+    x, weight, bias = make_inputs(1, 3, 2, 4).values()
+    with pytest.raises(BimbaError, match="'cpp' was asked for but cannot run: it takes x in float32 or bfloat16"):
+        bidirectional_conv1d(x.half(), weight, bias, True, backend="cpp")
+    with pytest.raises(BimbaError, match="it computes in float32, an input is float64"):
+        bidirectional_conv1d(x, weight.double(), bias, True, backend="cpp")
+
+
+def test_without_a_compiler_pytorch_does_it_and_the_reason_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("BIMBA_CONV_BACKEND", raising=False)
+    monkeypatch.setattr(cpp, "_library", lambda: "there is no C++ compiler here; a test took it away")
+    inputs = make_inputs(1, 3, 2, 4)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            y = bidirectional_conv1d(*inputs.values(), True)
+    torch.testing.assert_close(y, definition(*inputs.values(), True))
+    assert caplog.text.count("'cpp' passed over: there is no C++ compiler here") == 1
+
+
+# -- the compiled one ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_threads_change_nothing(batch: int) -> None:
+    inputs = make_inputs(batch, 200, 20, 4)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            compare("cpp", inputs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_processor_without_avx512_and_openmp_computes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path))
+    here = ("-march=native", "-fopenmp")  # and without OpenMP, as on macOS: with threads of its own
+    monkeypatch.setattr(extension, "FLAGS", (*(flag for flag in extension.FLAGS if flag not in here), "-pthread"))
+    monkeypatch.setattr(extension, "_THREADS", "-pthread")
+    library = cpp._build("bimba_conv_portable")
+    monkeypatch.setattr(cpp, "_library", lambda: library)
+    monkeypatch.setattr(cpp, "_threads", lambda: 2)
+    for width in (3, 4):
+        compare("cpp", make_inputs(2, 140, 20, width))
+        compare("cpp", make_inputs(1, 140, 20, width, dtype=torch.bfloat16))
+    test_large_values_saturate("cpp")
+    test_what_is_not_finite_spreads_as_in_pytorch("cpp", math.inf)
+    test_what_is_not_finite_spreads_as_in_pytorch("cpp", math.nan)
+
+
+FORK = """
+import os, torch
+from bimba.ops import bidirectional_conv1d
+torch.set_num_threads(2)
+conv = lambda: bidirectional_conv1d(torch.ones(1, 500, 16), torch.ones(2, 16, 4), None, True, backend="cpp")
+conv()
+child = os.fork()
+if child == 0:
+    conv()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "7\n", done.stderr
+
+
+# -- the Triton kernels, compiled for GPUs that are not here ---------------------------------------------------------
+
+COMPILE = """
+import re, subprocess, sys, tempfile
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from bimba.ops.causal_conv1d import triton as backend
+from bimba.ops.causal_conv1d.gpu import kernels
+
+architecture, element = int(sys.argv[1]), "*" + sys.argv[2]
+for kernel, tile in ((kernels.forward_kernel, backend._FORWARD), (kernels.backward_kernel, backend._BACKWARD)):
+    options = {"num_warps": tile["num_warps"]}
+    constants = {"R": 2, "W": 4, "REVERSE": False, "SILU": True, "BIAS": True}
+    constants |= {name: tile[name] for name in ("T", "C", "STEPS")}
+    types = {name: element for name in ("x", "y", "dy", "dx")} | {name: "*fp32" for name in ("weight", "bias", "sums")}
+    types |= {name: "i32" for name in ("B", "L", "D", "stride_b", "stride_l")}
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    aligned = [i for i, name in enumerate(kernel.arg_names) if name not in constants and name not in ("B", "L")]
+    source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        command = [tool, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    print(*re.search(r"REG:(\\d+) STACK:(\\d+) .*LOCAL:(\\d+)", usage).groups())
+"""
+
+
+@pytest.mark.parametrize("element", ["bf16", "fp32"])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_kernels_compile_and_keep_everything_in_registers(architecture: int, element: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE, str(architecture), element]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    for line in lines:
+        registers, stack, local = line.split()
+        assert int(registers) <= 168, line  # three programs a multiprocessor
+        assert stack == local == "0", line  # nothing spilt
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,9 +395,31 @@ def test_bfloat16_is_summed_in_float32() -> None:
         ({"weight": torch.zeros(4, 4)}, r"expected x \(B, D, L\) and weight \(D, W\)"),
         ({"bias": torch.zeros(4)}, r"expected bias \(3,\), received \(4,\)"),
         ({"activation": "relu"}, "activation must be"),
+        ({"weight": torch.zeros(3, 0)}, "weight must have at least one tap"),
+        (
+            {"x": torch.zeros(2, 3, 8, dtype=torch.int64)},
+            "x must be a real floating-point tensor, received torch.int64",
+        ),
+        ({"bias": torch.zeros(3, device="meta")}, "bias is on meta, x on cpu; put both on one device"),
+        ({"backend": "quick"}, "no backend is called 'quick'; choose one of: auto"),
     ],
 )
 def test_wrong_inputs_are_explained(change: dict[str, object], message: str) -> None:
-    x, weight, bias = inputs(2, 3, 8, 4)
+    inputs = {"x": torch.zeros(2, 3, 8), "weight": torch.zeros(3, 4), "bias": torch.zeros(3)}
     with pytest.raises(BimbaError, match=message):
-        causal_conv1d(**({"x": x, "weight": weight, "bias": bias} | change))
+        causal_conv1d(**(inputs | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(8, 3)}, r"expected x \(B, L, D\) and weight \(R, D, W\) with R 1 or 2, received \(8, 3\)"),
+        ({"weight": torch.zeros(3, 3, 4)}, r"with R 1 or 2, received \(2, 8, 3\) and \(3, 3, 4\)"),
+        ({"weight": torch.zeros(2, 4, 4)}, r"received \(2, 8, 3\) and \(2, 4, 4\)"),
+        ({"bias": torch.zeros(3)}, r"expected bias \(2, 3\), received \(3,\)"),
+    ],
+)
+def test_wrong_inputs_of_two_directions_are_explained(change: dict[str, object], message: str) -> None:
+    inputs = {"x": torch.zeros(2, 8, 3), "weight": torch.zeros(2, 3, 4), "bias": torch.zeros(2, 3), "silu": True}
+    with pytest.raises(BimbaError, match=message):
+        bidirectional_conv1d(**(inputs | change))

@@ -39,9 +39,13 @@ class _Arguments(ctypes.Structure):
 def _library() -> ctypes.CDLL | str:
     """The compiled functions, or why there are none."""
     try:
-        return build("bimba_conv", [_SOURCES / "conv.cpp"], [_HEADERS / "vec.h", _HEADERS / "parallel.h"])
+        return _build("bimba_conv")
     except BimbaError as error:
         return str(error)
+
+
+def _build(name: str) -> ctypes.CDLL:
+    return build(name, [_SOURCES / "conv.cpp"], [_HEADERS / "vec.h", _HEADERS / "parallel.h"])
 
 
 def forward(conv: Conv) -> tuple[Tensor]:

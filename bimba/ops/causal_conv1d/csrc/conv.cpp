@@ -44,8 +44,7 @@ constexpr int TILE = 64;
 
 // 1 / (1 + exp(-x)); the bound is for infinite x, where 0 is right and exp2 would subtract infinities.
 static inline vec sigmoid(vec x) {
-  const vec y = x * -LOG2_E;
-  return 1.0f / (1.0f + exp2(y < -126.0f ? splat(-126.0f) : y));
+  return 1.0f / (1.0f + exp2(at_least(-126.0f, x * -LOG2_E)));
 }
 
 struct Conv : Arguments {
@@ -55,6 +54,12 @@ struct Conv : Arguments {
       : Arguments(a), reach(width - 1), tiles((length + TILE - 1) / TILE), vectors((channels + LANES - 1) / LANES) {}
   bool is_reverse(int64_t direction) const { return (reverse != 0) != (direction == 1); }
 };
+
+// Asks for the next vector of the same token: a tile's rows lie too far apart for the processor to foresee it.
+template <typename T>
+inline void expect_next(const T* p) { __builtin_prefetch(p + LANES); }
+template <typename T>
+inline void expect_next_store(T* p) { __builtin_prefetch(p + LANES, 1); }
 
 // One tile of one vector of channels. WIDTH: the number of taps if it is known to the compiler, else 0.
 template <typename T, int WIDTH>
@@ -84,7 +89,10 @@ struct Tile {
     const T* x = static_cast<const T*>(s.x) + sample * s.x_strides[0] + channel;
     for (int i = 0; i < size + 2 * reach; ++i) {
       const int64_t t = start - reach + i;
-      window[i] = t < 0 || t >= s.length ? vec{} : load_part(x + t * s.x_strides[1], lanes);
+      if (t < 0 || t >= s.length) { window[i] = vec{}; continue; }
+      const T* row = x + t * s.x_strides[1];
+      expect_next(row);
+      window[i] = load_part(row, lanes);
     }
   }
 
@@ -120,6 +128,7 @@ struct Tile {
     T* y = static_cast<T*>(s.y) + offset(direction, start);
     for (int i = 0; i < size; ++i, y += s.channels) {
       const vec pre = sum_taps(k, b, source + i);
+      expect_next_store(y);
       store_part(y, s.silu ? pre * sigmoid(pre) : pre, lanes);
     }
   }
@@ -141,6 +150,7 @@ struct Tile {
       const int64_t t = first + i;
       if (t < 0 || t >= s.length) { dpre[i] = vec{}; continue; }
       const vec* source = window.data() + i;
+      expect_next(dy + t * s.channels);
       vec g = load_part(dy + t * s.channels, lanes);
       if (s.silu) {
         const vec pre = sum_taps(k, b, source), gate = sigmoid(pre);
@@ -167,7 +177,10 @@ struct Tile {
 
   void store_dx() {
     T* p = static_cast<T*>(s.dx) + (sample * s.length + start) * s.channels + channel;
-    for (int i = 0; i < size; ++i, p += s.channels) store_part(p, dx[i], lanes);
+    for (int i = 0; i < size; ++i, p += s.channels) {
+      expect_next_store(p);
+      store_part(p, dx[i], lanes);
+    }
   }
 };
 
