@@ -365,24 +365,28 @@ for kernel, tile in ((kernels.forward_kernel, backend._FORWARD), (kernels.backwa
         file.write(compiled.asm["cubin"])
         file.flush()
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        command = [tool, "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    print(*re.search(r"REG:(\\d+) STACK:(\\d+) .*LOCAL:(\\d+)", usage).groups())
+        usage, code = (
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "-sass")
+        )
+    instructions = len(re.findall(r"^ +/\\*[0-9a-f]+\\*/ ", code, re.MULTILINE))
+    per_thread = tile["T"] * tile["C"] / (32 * tile["num_warps"])
+    print(*re.search(r"STACK:(\\d+) .*LOCAL:(\\d+)", usage).groups(), instructions / per_thread)
 """
 
 
 @pytest.mark.parametrize("element", ["bf16", "fp32"])
 @pytest.mark.parametrize("architecture", [80, 90])
-def test_kernels_compile_and_keep_everything_in_registers(architecture: int, element: str) -> None:
+def test_kernels_compile_without_spills_to_few_instructions(architecture: int, element: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", COMPILE, str(architecture), element]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stderr
-    for line in lines:
-        registers, stack, local = line.split()
-        assert int(registers) <= 168, line  # three programs a multiprocessor
+    for line, most in zip(lines, (100, 160)):  # in all, for one token and channel of a step: 84 and 137 with Triton 3.8
+        stack, local, instructions = line.split()
         assert stack == local == "0", line  # nothing spilt
+        assert 20 < float(instructions) <= most, line
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------
