@@ -107,7 +107,7 @@ def test_equals_padded_convolution(backend: str, width: int, silu: bool, reverse
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_size(backend: str, length: int, channels: int, directions: int) -> None:
     """Sequences shorter than the taps reach, tiles that are not full, channels that fill no vector."""
-    compare(backend, make_inputs(3, length, channels, 4, directions))
+    compare(backend, make_inputs(2, length, channels, 4, directions))
 
 
 @pytest.mark.parametrize("directions", [1, 2])
@@ -118,7 +118,7 @@ def test_without_bias(backend: str, directions: int) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_is_summed_in_float32(backend: str) -> None:
-    compare(backend, make_inputs(2, 70, 37, 4, dtype=torch.bfloat16))
+    compare(backend, make_inputs(1, 66, 37, 4, dtype=torch.bfloat16))
     inputs = {name: x.to(torch.bfloat16) for name, x in make_inputs(2, 20, 5, 3, dtype=torch.bfloat16).items()}
     compare(backend, inputs)  # the weights as well
 
@@ -342,7 +342,7 @@ def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
 # -- the Triton kernels, compiled for GPUs that are not here ---------------------------------------------------------
 
 COMPILE = """
-import re, subprocess, sys, tempfile
+import itertools, re, subprocess, sys, tempfile
 from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
@@ -350,8 +350,8 @@ from triton.compiler import ASTSource
 from bimba.ops.causal_conv1d import triton as backend
 from bimba.ops.causal_conv1d.gpu import kernels
 
-architecture, element = int(sys.argv[1]), "*" + sys.argv[2]
-for kernel, tile in ((kernels.forward_kernel, backend._FORWARD), (kernels.backward_kernel, backend._BACKWARD)):
+KERNELS = ((kernels.forward_kernel, backend._FORWARD), (kernels.backward_kernel, backend._BACKWARD))
+for (kernel, tile), element in itertools.product(KERNELS, ("*bf16", "*fp32")):
     options = {"num_warps": tile["num_warps"]}
     constants = {"R": 2, "W": 4, "REVERSE": False, "SILU": True, "BIAS": True}
     constants |= {name: tile[name] for name in ("T", "C", "STEPS")}
@@ -360,7 +360,7 @@ for kernel, tile in ((kernels.forward_kernel, backend._FORWARD), (kernels.backwa
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     aligned = [i for i, name in enumerate(kernel.arg_names) if name not in constants and name not in ("B", "L")]
     source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -375,15 +375,15 @@ for kernel, tile in ((kernels.forward_kernel, backend._FORWARD), (kernels.backwa
 """
 
 
-@pytest.mark.parametrize("element", ["bf16", "fp32"])
 @pytest.mark.parametrize("architecture", [80, 90])
-def test_kernels_compile_without_spills_to_few_instructions(architecture: int, element: str) -> None:
+def test_kernels_compile_without_spills_to_few_instructions(architecture: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE, str(architecture), element]
+    command = [sys.executable, "-c", COMPILE, str(architecture)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     lines = done.stdout.splitlines()
-    assert len(lines) == 2, done.stderr
-    for line, most in zip(lines, (100, 160)):  # in all, for one token and channel of a step: 84 and 137 with Triton 3.8
+    assert len(lines) == 4, done.stderr
+    # In all, for one token and channel of a step; with Triton 3.8 at most 87 forward, 137 backward.
+    for line, most in zip(lines, (100, 100, 160, 160)):
         stack, local, instructions = line.split()
         assert stack == local == "0", line  # nothing spilt
         assert 20 < float(instructions) <= most, line
