@@ -1,45 +1,53 @@
 """What the compressor costs as videos get longer, against what else could be done with the same tokens.
 
     python benchmarks/compressor.py                        8 to 128 frames of 27 x 27 patches, hidden size 128
-    python benchmarks/compressor.py --frames 8 16 --hidden-size 256 --backward --plot growth.png
+    python benchmarks/compressor.py --frames 16 --hidden-size 256 --backward
+    python benchmarks/compressor.py --plot growth.png
+    python benchmarks/compressor.py --gpu                  the 7B layer in bfloat16, 64 and 256 frames
 
-Compared, on one thread, all reading T x 729 space-time tokens and T x 196 queries:
+Compared, all reading T x 729 space-time tokens and T x 196 queries:
 
     pool                 the queries as pooled (bilinear), nothing learned
     query-only           MambaCompressor: behind the state, everything is computed at the queries only
-    full                 the same layer with every position computed, then the queries selected
+    streamed             the same, 4,096 positions at a time
+    original's way       the same function in the original implementation's order: every position, flipped copies; our scan
+    original's, ref scan the same with the recurrence as mamba_ssm's reference writes it
     perceiver            cross-attention of the queries to all tokens, and an MLP
     attention, queries   self-attention of all tokens, computed for the queries only (SDPA)
     attention, all       self-attention of all tokens (SDPA), the queries selected afterwards
 
 SDPA never stores the L x L scores, so its memory grows linearly too; a materialised attention's would not. Here queries
 grow with the frames, so the perceiver is quadratic as well. The exponent is that of the time from a quarter of the
-longest video to the longest: 1 is linear, 2 quadratic. ``query-only`` and ``full`` must give the same outputs, and the
-same gradients with --backward, or nothing is printed. Memory is how far the process grows beyond tokens and queries.
+longest video to the longest: 1 is linear, 2 quadratic. The first four that scan must give the same outputs, and the same
+gradients with --backward, or nothing is printed. Memory is how far the process grows beyond tokens and queries. The
+floor is the matrix products and exponentials that query-only cannot avoid, at the rates measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import peers
 import torch
+from measure import exponentials_s, extra_memory_mib, header, keep_freed_memory, matrix_product_s, median_seconds
+from original import OriginalsWay
 from torch import Tensor, nn
 
 from bimba.model.compressor import MambaCompressor
-from bimba.model.mamba import AttentionMixer
 from bimba.model.queries import pool_queries
-from bimba.ops import deinterleave, interleave
+from bimba.ops.selective_scan import cpp
+from bimba.ops.selective_scan.inputs import silu_gate
 
 GRID = 27
 TOLERANCE = 1e-5  # of the largest value
+SAME = ("query-only", "streamed", "original's way", "original's, ref scan")
 Layer = Callable[[Tensor, Tensor], Tensor]
+Results = dict[str, dict[int, tuple[float, float]]]  # candidate -> frames -> seconds, MiB
 
 
 class Perceiver(nn.Module):
@@ -59,29 +67,38 @@ class Perceiver(nn.Module):
 
 
 def layers(hidden_size: int) -> dict[str, Layer]:
-    torch.manual_seed(0)
-    compressor = MambaCompressor(hidden_size)
-    attention = MambaCompressor(hidden_size, mixer="attention")
-    for layer in (*compressor.layers, *attention.layers):
-        nn.init.normal_(layer.mixer.out_proj.weight, std=0.02)  # zero at the start, which would hide what is computed
+    def make(**options: object) -> MambaCompressor:
+        torch.manual_seed(0)
+        compressor = MambaCompressor(hidden_size, **options)  # type: ignore[arg-type]
+        # out_proj starts at zero, which would hide what is computed
+        nn.init.normal_(compressor.layers[0].mixer.out_proj.weight, std=0.02)
+        return compressor
 
-    def full(model: MambaCompressor) -> Layer:
+    def everything(model: MambaCompressor) -> Layer:
         def run(tokens: Tensor, queries: Tensor) -> Tensor:
-            index = model.query_index(tokens[0, ..., 0].numel(), queries[0, ..., 0].numel())
-            combined = interleave(tokens.flatten(1, 3), queries.flatten(1, 2), index)
-            return deinterleave(model.layers[0](combined), index)[1].view(queries.shape)
+            tokens, flat = tokens.flatten(1, 3), queries.flatten(1, 2)
+            index = model.query_index(tokens.shape[1], flat.shape[1])
+            y: Tensor = model.layers[0](tokens, flat, index, everything=True)
+            return y[:, index].view(queries.shape)
 
         return run
 
-    assert isinstance(attention.layers[0].mixer, AttentionMixer)  # noqa: S101  # for the reader
+    whole, attention = make(chunk_tokens=0), make(mixer="attention")
     return {
         "pool": lambda tokens, queries: pool_queries(tokens).flatten(2, 3),
-        "query-only": compressor,
-        "full": full(compressor),
+        "query-only": whole,
+        "streamed": make(chunk_tokens=4096),
+        "original's way": OriginalsWay(whole),
+        "original's, ref scan": OriginalsWay(whole, scan=reference_scan),
         "perceiver": Perceiver(hidden_size),
         "attention, queries": attention,
-        "attention, all": full(attention),
+        "attention, all": everything(attention),
     }
+
+
+def reference_scan(*inputs: Tensor) -> Tensor:
+    u, delta, A, B, C, D, z, delta_bias = inputs
+    return silu_gate(peers.mamba_ssm_scan(u, delta, A, B, C, D, delta_bias), z)
 
 
 def run(layer: Layer, tokens: Tensor, queries: Tensor, backward: bool) -> list[Tensor]:
@@ -93,60 +110,94 @@ def run(layer: Layer, tokens: Tensor, queries: Tensor, backward: bool) -> list[T
     return [y.detach(), *torch.autograd.grad(y.square().sum(), (tokens, queries), allow_unused=True)]
 
 
-def memory_kib(line: str) -> int:
-    return int(Path("/proc/self/status").read_text().split(f"{line}:")[1].split()[0])
-
-
-def measure(layer: Layer, tokens: Tensor, queries: Tensor, backward: bool, repeats: int) -> tuple[float, float]:
-    """Median seconds of processor time, and how far the process grew, in MiB."""
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed counts as not there
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = memory_kib("VmRSS")
-    times_s = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run(layer, tokens, queries, backward)
-        times_s.append(time.process_time() - start)
-    return statistics.median(times_s), (memory_kib("VmHWM") - before) / 1024
+def largest_error(got: list[Tensor], expected: list[Tensor]) -> float:
+    """Relative to the largest value of each tensor; not-a-number counts as infinite."""
+    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, expected, strict=True)]
+    return max(error if error == error else float("inf") for error in errors)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64, 128])
-    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--frames", type=int, nargs="+", default=None, help="default: 8 16 32 64 128, on a GPU 64 256")
+    parser.add_argument("--hidden-size", type=int, default=None, help="default: 128, on a GPU 3584")
     parser.add_argument("--backward", action="store_true", help="forward and backward")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--longest-attention", type=int, default=64, help="frames at most (default: %(default)s)")
-    parser.add_argument("--plot", type=Path, help="draw time against frames into this file")
+    parser.add_argument("--longest-reference", type=int, default=16, help="frames at most (default: %(default)s)")
+    parser.add_argument("--keep-memory", action="store_true", help="time with memory that is never given back")
+    parser.add_argument("--plot", type=Path, help="draw time and memory against frames into this file")
+    parser.add_argument("--gpu", action="store_true", help="measure on the GPU, against the kernels installed there")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    candidates = layers(options.hidden_size)
-    results: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in candidates}
-    for frames in options.frames:
-        tokens = torch.randn(1, frames, GRID, GRID, options.hidden_size).requires_grad_()
-        queries = pool_queries(tokens.detach()).flatten(2, 3).requires_grad_()
-        if frames == options.frames[0]:
-            pairs = zip(*(run(candidates[name], tokens, queries, options.backward) for name in ("query-only", "full")))
-            error = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-            if not error <= TOLERANCE:
-                print(f"query-only differs from full by {error:.1e} (limit {TOLERANCE:.0e}): no speed is printed.")
-                return 1
-        for name, layer in candidates.items():
-            if not name.startswith("attention") or frames <= options.longest_attention:
-                results[name][frames] = measure(layer, tokens, queries, options.backward, options.repeats)
+    if options.gpu:
+        import gpu
 
-    print(f"torch {torch.__version__}, hidden size {options.hidden_size}, 1 thread, float32, "
-          f"{'forward + backward' if options.backward else 'forward'}: ms (peak MiB)")  # fmt: skip
-    print(f"{'frames':20s}" + "".join(f"{frames:>16d}" for frames in options.frames) + f"{'exponent':>10s}")
+        return gpu.main(options.frames or [64, 256], options.hidden_size or 3584, options.repeats)
+    frames_s, hidden_size = options.frames or [8, 16, 32, 64, 128], options.hidden_size or 128
+    torch.set_num_threads(options.threads)
+    candidates = layers(hidden_size)
+    results: Results = {name: {} for name in candidates}
+    for frames in frames_s:
+        tokens = torch.randn(1, frames, GRID, GRID, hidden_size).requires_grad_()
+        queries = pool_queries(tokens.detach()).flatten(2, 3).requires_grad_()
+        present = {
+            name: partial(run, layer, tokens, queries, options.backward)
+            for name, layer in candidates.items()
+            if not (name.startswith("attention") and frames > options.longest_attention)
+            and not (name.endswith("ref scan") and (frames > options.longest_reference or options.backward))
+        }
+        if frames == frames_s[0]:
+            for name in SAME[1:]:
+                if name in present and not (error := largest_error(present[name](), present[SAME[0]]())) <= TOLERANCE:
+                    print(f"{name} differs from query-only by {error:.1e} (limit {TOLERANCE:.0e}): no speed is printed.")
+                    return 1
+        memory = {name: extra_memory_mib(one) for name, one in present.items()}
+        times_s = median_seconds(present, options.repeats)
+        for name in present:
+            results[name][frames] = (times_s[name], memory[name])
+        if options.keep_memory and frames == frames_s[-1] and len(frames_s) == 1:
+            keep_freed_memory()
+            results = {n: {frames: (s, memory[n])} for n, s in median_seconds(present, options.repeats).items()}
+
+    what = "forward + backward" if options.backward else "forward"
+    print(f"{header()}, hidden size {hidden_size}, float32, {what}: ms (peak MiB)")
+    print(f"{'frames':20s}" + "".join(f"{frames:>16d}" for frames in frames_s) + f"{'exponent':>10s}")
     for name, of_name in results.items():
-        cells = [f"{of_name[f][0] * 1e3:.0f} ({of_name[f][1]:.0f})" if f in of_name else "-" for f in options.frames]
+        cells = [f"{of_name[f][0] * 1e3:.0f} ({of_name[f][1]:.0f})" if f in of_name else "-" for f in frames_s]
         print(f"{name:20s}" + "".join(f"{cell:>16s}" for cell in cells) + f"{exponent(of_name):>10s}")
-    longest = options.frames[-1]
-    ratio = results["full"][longest][0] / results["query-only"][longest][0]
-    print(f"query-only is {ratio:.2f}x as fast as full at {longest} frames.")
+    print_ratios(results)
+    if not options.backward and cpp.BACKEND.unavailable() is None:
+        floor_s = floor_of_forward_s(candidates["query-only"], frames_s[-1])  # type: ignore[arg-type]
+        longest_s = results["query-only"][frames_s[-1]][0]
+        print(f"floor (matrix products, exponentials) at {frames_s[-1]} frames: {floor_s * 1e3:.0f} ms; "
+              f"query-only takes {longest_s / floor_s:.1f} times as long.")  # fmt: skip
     if options.plot:
+        from plot import plot
+
         plot(results, options.plot)
     return 0
+
+
+def print_ratios(results: Results) -> None:
+    """Against the original's way, at the longest video that each pair has in common."""
+    for name, other in (("query-only", "original's way"), ("query-only", "original's, ref scan"), ("streamed", "original's way")):
+        frames = max(set(results[name]) & set(results[other]), default=None)
+        if frames is not None:
+            (own_s, own_mib), (other_s, other_mib) = results[name][frames], results[other][frames]
+            print(f"{name} against {other}, {frames} frames: {other_s / own_s:.2f}x as fast, "
+                  f"{own_mib / other_mib:.2f}x the memory")  # fmt: skip
+
+
+def floor_of_forward_s(compressor: MambaCompressor, frames: int) -> float:
+    """Seconds of what a forward pass cannot do without, at this machine's rates."""
+    mixer = compressor.layers[0].mixer
+    num_queries = frames * math.ceil(GRID / 2) ** 2
+    length = frames * GRID**2 + num_queries
+    per_token = compressor.hidden_size * mixer.d_inner  # in_proj's x
+    per_token += 2 * mixer.d_inner * (2 * mixer.dt_rank + 2 * mixer.d_state)  # x_proj and dt_proj, two directions
+    per_query = 2 * compressor.hidden_size * mixer.d_inner  # gate, out_proj
+    products_s = matrix_product_s(2.0 * (length * per_token + num_queries * per_query))
+    return products_s + exponentials_s(2 * length * mixer.d_inner * mixer.d_state)
 
 
 def exponent(of_name: dict[int, tuple[float, float]]) -> str:
@@ -157,24 +208,6 @@ def exponent(of_name: dict[int, tuple[float, float]]) -> str:
         return "-"
     start = max(shorter)
     return f"{math.log(of_name[longest][0] / of_name[start][0]) / math.log(longest / start):.2f}"
-
-
-def plot(results: dict[str, dict[int, tuple[float, float]]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8.5, 4.5), layout="constrained")
-    for name, of_name in results.items():
-        axes.loglog(list(of_name), [time_s * 1e3 for time_s, _ in of_name.values()], marker="o", label=name)
-    frames = sorted({f for of_name in results.values() for f in of_name})
-    axes.set_xticks(frames, [str(f) for f in frames], minor=False)
-    axes.minorticks_off()
-    axes.set(xlabel="frames of 27 x 27 patches", ylabel="ms, one thread", title="Time of one compressor layer")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

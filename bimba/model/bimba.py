@@ -28,9 +28,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bimba.model.adapters import merged_state_dict
 from bimba.model.anyres import ImageSize
+from bimba.model.attention import AttentionMixer
 from bimba.model.compressor import build_compressor
 from bimba.model.config import BimbaConfig
-from bimba.model.attention import AttentionMixer
 from bimba.model.mamba import IN_FLOAT32, MambaMixer
 from bimba.model.projector import Projector
 from bimba.model.queries import pool_queries

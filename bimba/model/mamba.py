@@ -1,4 +1,4 @@
-"""Step [4]: one layer of the compressor. RMSNorm, a mixer (bidirectional Mamba, or attention to compare), a residual.
+"""Step [4]: the Mamba mixer, bidirectional selective scans over the sequence, and the norm in front of it.
 
 The last layer is read at the queries only, so everything behind the state (the outputs C h + D u, the gate z, out_proj,
 the residual) is computed there only; the state itself needs every token. The result equals computing all positions and
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bimba.model.streaming import stream
-from bimba.ops import bidirectional_conv1d, interleave
+from bimba.ops import bidirectional_conv1d
 from bimba.ops.selective_scan import scan_directions
 
 # The scan takes these in float32 whatever the model's dtype, so casting a model to 16 bits must not round them.
@@ -187,38 +186,6 @@ class Directions:
     A: Tensor  # (R, D, N)
     D: Tensor  # (R, D)
     reverse: bool  # direction 0 goes from the last token to the first
-
-
-class MambaBlock(nn.Module):
-    """x + mixer(norm(x)) of the sequence of space-time tokens with the queries among them."""
-
-    def __init__(self, mixer: nn.Module, hidden_size: int, norm: bool = True, residual: bool = True) -> None:
-        super().__init__()
-        self.norm = RMSNorm(hidden_size) if norm else nn.Identity()
-        self.mixer = mixer
-        self.residual = residual
-
-    def forward(
-        self, tokens: Tensor, queries: Tensor, query_index: Tensor, *, everything: bool = False, chunk_tokens: int = 0
-    ) -> Tensor:
-        """(B, S, C), (B, Q, C), (Q,) -> the queries (B, Q, C), or with ``everything`` the sequence (B, S + Q, C).
-
-        ``chunk_tokens``: how many positions are in work at a time; 0: all (see :mod:`bimba.model.streaming`).
-        """
-        if chunk_tokens:
-            return stream(self, tokens, queries, query_index, everything, chunk_tokens)
-        if everything:
-            combined = interleave(tokens, queries, query_index)
-            normed = self.norm(combined)
-            y = self.mixer(lambda: normed, normed, None)
-            return y + combined if self.residual else y
-
-        def x() -> Tensor:
-            normed: Tensor = self.norm(interleave(tokens, queries, query_index))
-            return normed
-
-        y = self.mixer(x, self.norm(queries), query_index)
-        return y + queries if self.residual else y
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:

@@ -10,18 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bimba.model.mamba import Directions, MambaMixer
 from bimba.ops import bidirectional_conv1d, interleave
 
-if TYPE_CHECKING:
-    from bimba.model.mamba import Directions, MambaBlock, MambaMixer
-
 Carried = tuple[Tensor, Tensor] | None  # the scan's state (1, B, D, N); up to W - 1 rows of input (B, W - 1, C)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    mixer: MambaMixer
+    norm: nn.Module
+    residual: bool
+    everything: bool  # every position is read
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,17 @@ class _Piece:
 
 
 def stream(
-    block: MambaBlock, tokens: Tensor, queries: Tensor, query_index: Tensor, everything: bool, chunk_tokens: int
+    mixer: MambaMixer,
+    norm: nn.Module,
+    residual: bool,
+    tokens: Tensor,
+    queries: Tensor,
+    query_index: Tensor,
+    everything: bool,
+    chunk_tokens: int,
 ) -> Tensor:
-    """What ``block`` computes of tokens (B, S, C) and queries (B, Q, C), at most ``chunk_tokens`` positions at a time."""
-    mixer = cast("MambaMixer", block.mixer)
+    """What a block computes of tokens (B, S, C) and queries (B, Q, C), at most ``chunk_tokens`` positions at a time."""
+    layer = _Layer(mixer, norm, residual, everything)
     pieces = _cut(tokens, queries, query_index, chunk_tokens)
     ways = [(0, pieces)]
     if mixer.bidirectional:
@@ -47,7 +59,7 @@ def stream(
         carried: Carried = None
         outputs = []
         for piece, y_before in zip(in_order, y, strict=True):
-            arguments = (block, piece, directions, carried, y_before, is_last, everything)
+            arguments = (layer, piece, directions, carried, y_before, is_last)
             if torch.is_grad_enabled():
                 output, carried = checkpoint(_advance, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -58,37 +70,37 @@ def stream(
 
 
 def _advance(
-    block: MambaBlock,
-    piece: _Piece,
-    directions: Directions,
-    carried: Carried,
-    y_before: Tensor | None,
-    is_last: bool,
-    everything: bool,
+    layer: _Layer, piece: _Piece, directions: Directions, carried: Carried, y_before: Tensor | None, is_last: bool
 ) -> tuple[Tensor, Carried]:
-    """One piece of one direction: y (1, B, q, D), or what the block returns if the direction is the last; what follows."""
-    mixer = cast("MambaMixer", block.mixer)
-    combined = interleave(piece.tokens, piece.queries, piece.query_index)
-    x = block.norm(combined)
+    """One piece of one direction: y (1, B, q, D), or what the block returns if the direction is the last; what follows.
+
+    What is no longer needed is dropped at once: the memory of a piece is the memory of the whole.
+    """
+    mixer = layer.mixer
+    x = layer.norm(interleave(piece.tokens, piece.queries, piece.query_index))
     length, before = x.shape[1], 0
     state = None
     if carried is not None:
         state, edge = carried
         before = 0 if directions.reverse else edge.shape[1]
         x = torch.cat([x, edge] if directions.reverse else [edge, x], dim=1)
-    u = bidirectional_conv1d(mixer.inner(x), directions.conv, directions.conv_bias, True, directions.reverse)
-    u = u[:, :, before : before + length]
     taps = directions.conv.shape[2] - 1
-    edge = x[:, :taps] if directions.reverse else x[:, max(0, x.shape[1] - taps) :]
-    y, state = mixer.scan(u, None if everything else piece.query_index, directions, state)
-    carried = (state, edge)
+    edge = (x[:, :taps] if directions.reverse else x[:, max(0, x.shape[1] - taps) :]).clone()  # not a view of all of x
+    inner = mixer.inner(x)
+    del x
+    u = bidirectional_conv1d(inner, directions.conv, directions.conv_bias, True, directions.reverse)
+    del inner
+    u = u[:, :, before : before + length]
+    y, state = mixer.scan(u, None if layer.everything else piece.query_index, directions, state)
+    del u
     if y_before is not None:
         y = y + y_before
-    if not is_last:
-        return y, carried
-    read, kept = (block.norm(combined), combined) if everything else (block.norm(piece.queries), piece.queries)
-    out = mixer.read_out(y, read)
-    return (out + kept if block.residual else out), carried
+    if is_last:
+        read = piece.queries
+        if layer.everything:
+            read = interleave(piece.tokens, piece.queries, piece.query_index)
+        y = mixer.read_out(y, layer.norm(read)) + (read if layer.residual else 0)
+    return y, (state, edge)
 
 
 def _cut(tokens: Tensor, queries: Tensor, query_index: Tensor, chunk_tokens: int) -> list[_Piece]:

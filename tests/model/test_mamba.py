@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bimba.model.attention import AttentionMixer
-from bimba.model.mamba import MambaBlock, MambaMixer, RMSNorm
+from bimba.model.block import MambaBlock
+from bimba.model.mamba import MambaMixer, RMSNorm
 from bimba.ops import deinterleave
 from bimba.types import BimbaError
 

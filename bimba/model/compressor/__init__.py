@@ -20,6 +20,9 @@ from bimba.types import BimbaError
 __all__ = ["MambaCompressor", "PoolCompressor", "build_compressor", "complete", "what_it_computes"]
 
 
+HOW = ("scan_backend", "chunk_tokens")  # options that change how a result is computed, but not the result
+
+
 def build_compressor(config: Mapping[str, Any] | None, hidden_size: int) -> nn.Module | None:
     """The compressor that the node ``model.compressor`` describes: {"name": file, **options}; None for None."""
     if config is None:
@@ -50,12 +53,8 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def what_it_computes(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options that give a compressor's weights their meaning: all but where and how the scan runs; none for None."""
-    return (
-        {}
-        if config is None
-        else {key: value for key, value in complete(config).items() if key not in ("scan_backend", "chunk_tokens")}
-    )
+    """The options that give a compressor's weights their meaning: all but ``HOW``; none for None."""
+    return {} if config is None else {key: value for key, value in complete(config).items() if key not in HOW}
 
 
 def _class(name: Any) -> type[nn.Module]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bimba.model.attention import AttentionMixer
-from bimba.model.mamba import MambaBlock, MambaMixer
+from bimba.model.block import MambaBlock
+from bimba.model.mamba import MambaMixer
 from bimba.ops import deinterleave, query_positions
 from bimba.types import BimbaError
 
@@ -71,7 +72,7 @@ class MambaCompressor(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.multi_scale = multi_scale
 
-        def make_mixer() -> nn.Module:
+        def make_mixer() -> MambaMixer | AttentionMixer:
             if mixer == "attention":
                 return AttentionMixer(hidden_size, expand)
             return MambaMixer(hidden_size, d_state, d_conv, expand, bidirectional, scan_backend)

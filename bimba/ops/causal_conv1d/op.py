@@ -13,7 +13,7 @@ from torch import Tensor
 from bimba.ops.backend import Registry
 from bimba.ops.causal_conv1d.inputs import Conv
 
-REGISTRY = Registry("bimba.ops.causal_conv1d", "BIMBA_CONV_BACKEND")
+REGISTRY = Registry(__package__, variable="BIMBA_CONV_BACKEND")
 
 
 @torch.library.custom_op("bimba::causal_conv1d", mutates_args=())

@@ -30,9 +30,7 @@ def forward(conv: Conv) -> tuple[Tensor]:
     if y.numel() > 0:
         grid = (_blocks(conv, _FORWARD) * -(-D // _FORWARD["C"]),)
         with torch.cuda.device_of(conv.x):  # Triton launches on the current device
-            forward_kernel[grid](
-                conv.x, weight, bias, y, *conv.x.stride()[:2], B, L, D, **_constants(conv), **_FORWARD
-            )
+            forward_kernel[grid](conv.x, weight, bias, y, *conv.x.stride()[:2], B, L, D, **_constants(conv), **_FORWARD)
     return (y,)
 
 

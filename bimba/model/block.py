@@ -1,0 +1,46 @@
+"""Step [4]: one layer of the compressor. A norm, a mixer (bidirectional Mamba, or attention to compare), a residual."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bimba.model.attention import AttentionMixer
+from bimba.model.mamba import MambaMixer, RMSNorm
+from bimba.model.streaming import stream
+from bimba.ops import interleave
+
+
+class MambaBlock(nn.Module):
+    """x + mixer(norm(x)) of the sequence of space-time tokens with the queries among them."""
+
+    mixer: MambaMixer | AttentionMixer
+
+    def __init__(
+        self, mixer: MambaMixer | AttentionMixer, hidden_size: int, norm: bool = True, residual: bool = True
+    ) -> None:
+        super().__init__()
+        self.norm = RMSNorm(hidden_size) if norm else nn.Identity()
+        self.mixer = mixer
+        self.residual = residual
+
+    def forward(
+        self, tokens: Tensor, queries: Tensor, query_index: Tensor, *, everything: bool = False, chunk_tokens: int = 0
+    ) -> Tensor:
+        """(B, S, C), (B, Q, C), (Q,) -> the queries (B, Q, C), or with ``everything`` the sequence (B, S + Q, C).
+
+        ``chunk_tokens``: how many positions are in work at a time; 0: all (see :mod:`bimba.model.streaming`).
+        """
+        if chunk_tokens and isinstance(self.mixer, MambaMixer):
+            return stream(self.mixer, self.norm, self.residual, tokens, queries, query_index, everything, chunk_tokens)
+        if everything:
+            combined = interleave(tokens, queries, query_index)
+            normed = self.norm(combined)
+            y = self.mixer(lambda: normed, normed, None)
+            return y + combined if self.residual else y
+
+        def x() -> Tensor:
+            normed: Tensor = self.norm(interleave(tokens, queries, query_index))
+            return normed
+
+        y = self.mixer(x, self.norm(queries), query_index)
+        return y + queries if self.residual else y
