@@ -108,8 +108,9 @@ class Workspace:
 def softplus(x: Tensor, out: Tensor, memory: Tensor) -> Tensor:
     """log(1 + exp(x)), x elsewhere untouched; ``memory`` is overwritten.
 
-    On a CPU torch's own takes ten times longer, as long as all the rest of the scan. With w = exp(-|x|) in (0, 1],
-    log(1 + w) = 2 atanh(w / (w + 2)) to full precision.
+    On a CPU torch's own takes six times longer, as long as all the rest of the scan: its log1p is not vectorised, atanh
+    is, and with w = exp(-|x|) in (0, 1], log(1 + w) = 2 atanh(w / (w + 2)) without cancellation. What is left is the
+    rounding of exp2's argument: a relative error of |x| 5e-8 in float32 where x is negative.
     """
     if x.device.type != "cpu":
         return out.copy_(F.softplus(x))
