@@ -149,7 +149,9 @@ def main(argv: list[str] | None = None) -> int:
         if frames == frames_s[0]:
             for name in SAME[1:]:
                 if name in present and not (error := largest_error(present[name](), present[SAME[0]]())) <= TOLERANCE:
-                    print(f"{name} differs from query-only by {error:.1e} (limit {TOLERANCE:.0e}): no speed is printed.")
+                    print(
+                        f"{name} differs from query-only by {error:.1e} (limit {TOLERANCE:.0e}): no speed is printed."
+                    )
                     return 1
         memory = {name: extra_memory_mib(one) for name, one in present.items()}
         times_s = median_seconds(present, options.repeats)
@@ -180,7 +182,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_ratios(results: Results) -> None:
     """Against the original's way, at the longest video that each pair has in common."""
-    for name, other in (("query-only", "original's way"), ("query-only", "original's, ref scan"), ("streamed", "original's way")):
+    for name, other in (
+        ("query-only", "original's way"),
+        ("query-only", "original's, ref scan"),
+        ("streamed", "original's way"),
+    ):
         frames = max(set(results[name]) & set(results[other]), default=None)
         if frames is not None:
             (own_s, own_mib), (other_s, other_mib) = results[name][frames], results[other][frames]

@@ -71,7 +71,7 @@ class OriginalsWay:
         return F.linear(y.mT, mixer.out_proj.weight)
 
     def direction(self, xz: Tensor, mixer: MambaMixer, number: int) -> Tensor:
-        p = mixer.directions(number)
+        p = mixer.directions((number,))
         x, z = xz.chunk(2, dim=1)
         u = self.convolve(x, p.conv[0], p.conv_bias[0])
         parts = F.linear(u.mT, p.x_proj[0]).split([mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1)

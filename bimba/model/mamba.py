@@ -9,7 +9,7 @@ than gathering D columns at the queries, and far less in the backward pass. Para
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,16 +126,24 @@ class MambaMixer(nn.Module):
         Returns:
             (B, Q, C).
         """
-        directions = self.directions(0, 1) if self.bidirectional else self.directions(0)
-        u = bidirectional_conv1d(self.inner(x()), directions.conv, directions.conv_bias, silu=True)
-        y, _ = self.scan(u, query_index, directions)
+        numbers = (0, 1) if self.bidirectional else (0,)
+        inner = self.inner(x())
+        # A GPU is filled by one launch for both directions; one after the other halves what is in memory at a time.
+        launches = [numbers] if inner.is_cuda else [(number,) for number in numbers]
+        y: list[Tensor] = []
+        for launch in launches:
+            directions = self.directions(launch)
+            u = self.convolve(inner, directions)
+            if launch is launches[-1]:
+                del inner  # half a gigabyte and more at 64 frames of the 7B model, and the scan needs room
+            y += self.scan(u, query_index, directions)[0].unbind(0)
         return self.read_out(y, read)
 
     def inner(self, x: Tensor) -> Tensor:
         """in_proj without the gate's half: (B, L, C) -> (B, L, D)."""
         return F.linear(x, self.in_proj.weight[: self.d_inner])
 
-    def directions(self, *numbers: int) -> Directions:
+    def directions(self, numbers: tuple[int, ...]) -> Directions:
         """The parameters of direction 0 (forward), 1 (backward), or both."""
         own = [
             (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
@@ -154,6 +162,10 @@ class MambaMixer(nn.Module):
             reverse=numbers[0] == 1,
         )
 
+    def convolve(self, inner: Tensor, directions: Directions) -> Tensor:
+        """(B, L, D) -> (R, B, L, D)."""
+        return bidirectional_conv1d(inner, directions.conv, directions.conv_bias, True, directions.reverse)
+
     def scan(
         self, u: Tensor, query_index: Tensor | None, directions: Directions, initial_state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -166,8 +178,8 @@ class MambaMixer(nn.Module):
             backend=self.scan_backend,
         )  # fmt: skip
 
-    def read_out(self, y: Tensor, read: Tensor) -> Tensor:
-        """Sums the directions (R, B, Q, D) and gates them by the input at their positions (B, Q, C) -> (B, Q, C)."""
+    def read_out(self, y: Sequence[Tensor], read: Tensor) -> Tensor:
+        """Sums the directions (B, Q, D) and gates them by the input at their positions (B, Q, C) -> (B, Q, C)."""
         gate = F.silu(F.linear(read, self.in_proj.weight[self.d_inner :]))  # the same for both directions
         total = y[0] if len(y) == 1 else y[0] + y[1]
         out: Tensor = self.out_proj((total * gate).to(gate.dtype))

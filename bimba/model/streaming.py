@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bimba.model.mamba import Directions, MambaMixer
-from bimba.ops import bidirectional_conv1d, interleave
+from bimba.ops import interleave
 
 Carried = tuple[Tensor, Tensor] | None  # the scan's state (1, B, D, N); up to W - 1 rows of input (B, W - 1, C)
 
@@ -55,7 +55,7 @@ def stream(
     y: Sequence[Tensor | None] = [None] * len(pieces)  # of the directions so far, in the order of the next
     for number, in_order in ways:
         is_last = number == len(ways) - 1
-        directions = mixer.directions(number)
+        directions = mixer.directions((number,))
         carried: Carried = None
         outputs = []
         for piece, y_before in zip(in_order, y, strict=True):
@@ -72,7 +72,7 @@ def stream(
 def _advance(
     layer: _Layer, piece: _Piece, directions: Directions, carried: Carried, y_before: Tensor | None, is_last: bool
 ) -> tuple[Tensor, Carried]:
-    """One piece of one direction: y (1, B, q, D), or what the block returns if the direction is the last; what follows.
+    """One piece of one direction: y (B, q, D), or what the block returns if the direction is the last; what follows.
 
     What is no longer needed is dropped at once: the memory of a piece is the memory of the whole.
     """
@@ -88,18 +88,17 @@ def _advance(
     edge = (x[:, :taps] if directions.reverse else x[:, max(0, x.shape[1] - taps) :]).clone()  # not a view of all of x
     inner = mixer.inner(x)
     del x
-    u = bidirectional_conv1d(inner, directions.conv, directions.conv_bias, True, directions.reverse)
+    u = mixer.convolve(inner, directions)
     del inner
     u = u[:, :, before : before + length]
     y, state = mixer.scan(u, None if layer.everything else piece.query_index, directions, state)
     del u
-    if y_before is not None:
-        y = y + y_before
+    y = y[0] if y_before is None else y[0] + y_before
     if is_last:
         read = piece.queries
         if layer.everything:
             read = interleave(piece.tokens, piece.queries, piece.query_index)
-        y = mixer.read_out(y, layer.norm(read)) + (read if layer.residual else 0)
+        y = mixer.read_out([y], layer.norm(read)) + (read if layer.residual else 0)
     return y, (state, edge)
 
 
