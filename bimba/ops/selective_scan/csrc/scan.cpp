@@ -293,10 +293,11 @@ struct TileSums {
 
 // Recomputes N states of a tile, then walks it backward. With g[i] the gradient of h[i] and e[i] = decay[i] g[i]:
 //   g[i] = e[i + 1] + C dy     dC = dy h     dB = g step u     d(step u) = g B     d(step A) = e h[i - 1]
-template <int N>
+// meanwhile(i): what else there is to do, token by token on the way there.
+template <int N, typename F>
 void backward_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
                      int64_t states, const vec* A_log2, const vec* h_start, vec* e_memory, const vec* dy, TileSums& sums,
-                     int64_t n0, vec* dstep, vec* dstep_u, vec* dA) {
+                     int64_t n0, vec* dstep, vec* dstep_u, vec* dA, F&& meanwhile) {
   static thread_local vec h[TILE + 1][N], decay[TILE][N];  // h[i]: before position i
   for (int n = 0; n < N; ++n) h[0][n] = h_start[n];
   for (int i = 0; i < size; ++i) {
@@ -307,6 +308,7 @@ void backward_states(const TileInputs& in, int size, const TileQueries& queries,
       decay[i][n] = exp2(step * A_log2[n]);
       h[i + 1][n] = decay[i][n] * h[i][n] + step_u * b[n];
     }
+    meanwhile(i);
   }
   vec e[N], dA_sum[N];
   for (int n = 0; n < N; ++n) { e[n] = e_memory[n]; dA_sum[n] = dA[n]; }
@@ -357,7 +359,9 @@ void backward_range(const Scan& s, int64_t range) {
   }
   TileSums sums(s);
   std::vector<vec> h_start(s.states);
-  TileInputs in;
+  TileInputs inputs[2];  // one is scanned, the other read
+  TileInputs *in = &inputs[0], *next = &inputs[1];
+  bool is_read = false;
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
   vec dy_tile[TILE], dstep[TILE], dstep_u[TILE];
   for (int64_t tile = s.tiles - 1; tile >= 0; --tile) {
@@ -371,29 +375,43 @@ void backward_range(const Scan& s, int64_t range) {
       Carried& c = carried[v - first];
       const int64_t channel = c.p.channel;
       const int lanes = c.p.lanes;
-      TileReader<T>(s, c.p, start, &in).read_all();
+      if (!is_read) TileReader<T>(s, c.p, start, in).read_all();
       for (int i = 0; i < size; ++i) dstep[i] = dstep_u[i] = vec{};
       for (int q = 0; q < queries.count; ++q)
         dy_tile[q] = load_part(s.dy + (s.row * s.outputs + queries.output[q]) * s.channels + channel, lanes);
       const float* saved = s.start_of(tile) + channel;
       for (int64_t n = 0; n < s.states; ++n) h_start[n] = load_part(saved + n * s.channels, lanes);
+      const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
+      const int64_t next_start = v + 1 < last ? start : start - TILE;
+      is_read = next_start >= 0 && s.size_of_tile(next_start) == size && p.lanes == LANES;
+      TileReader<T> reader(s, p, is_read ? next_start : start, next);
+      const auto output = [&](int i) { return (s.row * s.length + s.token(start + i)) * s.channels + channel; };
+      const auto prepare = [&](int i) {
+        __builtin_prefetch(s.du + output(i), 1);  // to be written: stores that miss would hold up all behind them
+        __builtin_prefetch(s.ddelta + output(i), 1);
+        if (is_read) reader(i);
+      };
       for_groups(s.states, [&](auto size_of_group, int64_t n) {
-        backward_states<size_of_group()>(in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states, &c.p.A_log2[n],
-                                         &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u, &c.dA[n]);
+        const auto scan = [&](auto&& meanwhile) {
+          backward_states<size_of_group()>(*in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states,
+                                           &c.p.A_log2[n], &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u,
+                                           &c.dA[n], meanwhile);
+        };
+        n == 0 ? scan(prepare) : scan([](int) {});
       });
       for (int i = 0, q = 0; i < size; ++i) {
-        vec du = dstep_u[i] * in.step[i];
-        vec ddelta = dstep[i] + dstep_u[i] * in.u[i];
-        if (s.softplus) ddelta *= logistic(in.delta[i]);
+        vec du = dstep_u[i] * in->step[i];
+        vec ddelta = dstep[i] + dstep_u[i] * in->u[i];
+        if (s.softplus) ddelta *= logistic(in->delta[i]);
         if (q < queries.count && queries.local[q] == i) {
           du += c.p.D * dy_tile[q];
-          c.dD += in.u[i] * dy_tile[q++];
+          c.dD += in->u[i] * dy_tile[q++];
         }
         c.dbias += ddelta;
-        const int64_t at = (s.row * s.length + s.token(start + i)) * s.channels + channel;
-        store_part(s.du + at, du, lanes);
-        store_part(s.ddelta + at, ddelta, lanes);
+        store_part(s.du + output(i), du, lanes);
+        store_part(s.ddelta + output(i), ddelta, lanes);
       }
+      std::swap(in, next);
     }
     for (int i = 0; i < size; ++i) {
       float* dB = s.dB + ((range * s.directions * s.batch + s.row) * s.length + s.token(start + i)) * s.states;
