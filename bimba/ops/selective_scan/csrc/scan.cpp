@@ -1,14 +1,18 @@
 // The selective scan on a CPU, forward and backward.
 //
-// A thread takes one row (a sample in one direction) and a range of channels, sixteen channels (one vector) at a time,
-// and walks the sequence in tiles of 64 positions. What does not depend on the state (softplus, delta * u) is computed per
-// tile; then the states of one group stay in registers from token to token. Only queries are written. The forward pass
-// keeps the state at the start of every tile; the backward pass recomputes a tile's states from it and walks the tile the
-// other way.
+// A thread takes one row (a sample in one direction) and a range of channels, one vector of them at a time, and walks the
+// sequence in tiles of 64 positions. The states of one group stay in registers from token to token; what does not depend
+// on them (softplus, delta * u) is computed for the next vector of channels meanwhile, and its memory called for ahead.
+// Only queries are written. The forward pass keeps the state at the start of every tile; the backward pass recomputes a
+// tile's states from it and walks the tile the other way.
 //
 // "Position" counts in the order of the scan: where a direction is reversed, position i is token L - 1 - i.
 
 // Plain C at the border, and no header of torch: it compiles in seconds and fits any version of torch.
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <type_traits>
@@ -18,8 +22,8 @@
 #include "vec.h"
 
 // What Python hands over (ctypes mirrors it in cpp.py). R directions, the second of which runs the other way than the
-// first. Tensors of the sequence are (R, B, L or Q, D or N) with a contiguous last axis and three strides, all float32 or
-// all bfloat16; all others are float32 and contiguous. Null where not given.
+// first. Tensors of the sequence are (R, B, L or Q, D or N) with a contiguous last axis and three strides, all of them
+// float32 or all bfloat16; all others are float32 and contiguous. Null where not given.
 struct Arguments {
   int64_t directions, batch, length, channels, states, outputs, threads, ranges;
   int64_t softplus, reverse, bfloat16;
@@ -430,15 +434,28 @@ void backward_range(const Scan& s, int64_t range) {
   }
 }
 
+// A hint that all of x will be written: a page fault per 2 MiB, where the system has such pages, instead of 512.
+void write_soon([[maybe_unused]] float* x, [[maybe_unused]] int64_t count) {
+#if defined(__linux__)
+  const uintptr_t page = uintptr_t(1) << 21, begin = uintptr_t(x), end = begin + count * sizeof(float);
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (x != nullptr && first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 extern "C" void bimba_scan_forward(const Arguments* a) {
+  const int64_t rows = a->directions * a->batch, tiles = (a->length + TILE - 1) / TILE;
+  write_soon(a->y, rows * a->outputs * a->channels);
+  write_soon(a->starts, rows * tiles * a->states * a->channels);
   auto run = a->bfloat16 ? forward_range<uint16_t> : forward_range<float>;
   parallel(a->directions * a->batch * a->ranges, a->threads,
            [&](int64_t i) { run(Scan(*a, i / a->ranges), i % a->ranges); });
 }
 
 extern "C" void bimba_scan_backward(const Arguments* a) {
+  for (float* x : {a->du, a->ddelta}) write_soon(x, a->directions * a->batch * a->length * a->channels);
   auto run = a->bfloat16 ? backward_range<uint16_t> : backward_range<float>;
   parallel(a->directions * a->batch * a->ranges, a->threads,
            [&](int64_t i) { run(Scan(*a, i / a->ranges), i % a->ranges); });
