@@ -1,6 +1,6 @@
 // The selective scan on a CPU, forward and backward.
 //
-// A thread takes one row (a sample in one direction) and a range of channels, one vector of them at a time, and walks the
+// A thread takes one row (a sample in one direction) and a range of channels, one vector of them at a time, and walks its
 // sequence in tiles of 64 positions. The states of one group stay in registers from token to token; what does not depend
 // on them (softplus, delta * u) is computed for the next vector of channels meanwhile, and its memory called for ahead.
 // Only queries are written. The forward pass keeps the state at the start of every tile; the backward pass recomputes a
@@ -439,16 +439,13 @@ void write_soon([[maybe_unused]] float* x, [[maybe_unused]] int64_t count) {
 #if defined(__linux__)
   const uintptr_t page = uintptr_t(1) << 21, begin = uintptr_t(x), end = begin + count * sizeof(float);
   const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
-  if (x != nullptr && first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
 }  // namespace
 
 extern "C" void bimba_scan_forward(const Arguments* a) {
-  const int64_t rows = a->directions * a->batch, tiles = (a->length + TILE - 1) / TILE;
-  write_soon(a->y, rows * a->outputs * a->channels);
-  write_soon(a->starts, rows * tiles * a->states * a->channels);
   auto run = a->bfloat16 ? forward_range<uint16_t> : forward_range<float>;
   parallel(a->directions * a->batch * a->ranges, a->threads,
            [&](int64_t i) { run(Scan(*a, i / a->ranges), i % a->ranges); });
