@@ -13,7 +13,7 @@ import torch
 from test_selective_scan import QUERIES, assert_same, make_inputs, run
 
 from bimba.ops import extension, selective_scan
-from bimba.ops.selective_scan import REGISTRY, cpp
+from bimba.ops.selective_scan import REGISTRY, cpp, scan_directions
 from bimba.ops.selective_scan.inputs import Scan
 from bimba.types import BimbaError
 
@@ -150,6 +150,68 @@ def test_offsets_beyond_32_bits(axis):
     u.copy_(inputs["u"].transpose(1, 2))
     y = selective_scan(**inputs | {"u": u.transpose(1, 2)}, delta_softplus=True, backend="cpp")
     assert torch.equal(y, expected)
+
+
+def rows(shape, queries, dtype=torch.float32):
+    """Inputs of both directions, numbers that ``dtype`` has, as :func:`scan_directions` takes them."""
+    batch, channels, states, length = shape
+    outputs = length if queries is None else len(queries)
+    made = [make_inputs(shape, outputs, seed=seed) for seed in (1, 2)]
+    inputs = {
+        name: torch.stack([x[name].mT if x[name].dim() == 3 else x[name] for x in made]).to(dtype)
+        for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    }
+    initial_state = torch.randn(2, batch, channels, states, generator=torch.Generator().manual_seed(3))
+    return inputs | {"initial_state": initial_state.to(dtype)}
+
+
+def run_rows(inputs, **options):
+    """y, the last state, and the gradient of every input, where both outputs have one."""
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    outputs = scan_directions(**leaves, **options)
+    generator = torch.Generator().manual_seed(7)
+    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outputs]
+    torch.autograd.backward(outputs, cotangents)
+    found = {"y": outputs[0], "last_state": outputs[1]}
+    found |= {f"d{name}": torch.zeros_like(x) if x.grad is None else x.grad for name, x in leaves.items()}
+    return {name: x.detach().double() for name, x in found.items()}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("queries", QUERIES)
+@pytest.mark.parametrize("channels", [5, 48])
+def test_both_directions_with_states(channels, queries, reverse):
+    positions = QUERIES[queries]
+    inputs = rows((2, channels, 17, 150), positions)
+    index = None if positions is None else torch.tensor(positions, dtype=torch.int64)
+    options = {"query_index": index, "delta_softplus": True, "reverse": reverse}
+    exact = {name: x.double() for name, x in inputs.items()}
+    expected = run_rows(exact, backend="reference", **options)
+    assert_same(run_rows(inputs, backend="cpp", **options), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_piece_by_piece(reverse):
+    """Cut where no tile ends; the second direction of one call runs the other way, so one direction only."""
+    inputs = {name: x[:1] for name, x in rows((2, 20, 16, 150), None).items()}
+    options = {"delta_softplus": True, "reverse": reverse, "backend": "cpp"}
+    y, last_state = scan_directions(**inputs, **options)
+    pieces, state = [], inputs["initial_state"]
+    cuts = [slice(0, 37), slice(37, 37), slice(37, 101), slice(101, 150)]
+    for cut in reversed(cuts) if reverse else cuts:
+        piece = {name: x[:, :, cut] if name in ("u", "delta", "B", "C") else x for name, x in inputs.items()}
+        part, state = scan_directions(**piece | {"initial_state": state}, **options)
+        pieces.append(part)
+    joined = torch.cat(pieces[::-1] if reverse else pieces, dim=2)
+    assert_same({"y": joined, "state": state}, {"y": y, "state": last_state}, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 0), (2, 0, 4, 70), (0, 5, 4, 70)])
+def test_nothing_to_scan(shape):
+    inputs = rows(shape, None)
+    found = run_rows(inputs, backend="cpp", delta_softplus=True)
+    expected = run_rows({name: x.double() for name, x in inputs.items()}, backend="reference", delta_softplus=True)
+    assert_same(found, expected, TOLERANCE)
 
 
 def test_another_default_device_changes_nothing():
@@ -295,13 +357,20 @@ def test_another_processor_has_another_library(monkeypatch):
     assert extension.key_of("c++", [], []) != here
 
 
-def test_a_processor_without_avx512_and_openmp_computes_the_same(tmp_path, monkeypatch):
+NARROWER = {"four lanes": ()}
+if {"avx2", "fma"} <= set(extension._processor().split()):
+    NARROWER["eight lanes"] = ("-mavx2", "-mfma")
+
+
+@pytest.mark.parametrize("vectors", NARROWER)
+def test_a_processor_without_avx512_and_openmp_computes_the_same(vectors, tmp_path, monkeypatch):
     monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path))
     here = ("-march=native", "-fopenmp")  # and without OpenMP, as on macOS: with threads of its own
-    monkeypatch.setattr(extension, "FLAGS", (*(flag for flag in extension.FLAGS if flag not in here), "-pthread"))
+    flags = (*(flag for flag in extension.FLAGS if flag not in here), *NARROWER[vectors], "-pthread")
+    monkeypatch.setattr(extension, "FLAGS", flags)
     monkeypatch.setattr(extension, "_THREADS", "-pthread")
     monkeypatch.setattr(cpp, "_threads", lambda: 2)
-    library = extension.build("bimba_scan_portable", [cpp._SOURCES / "scan.cpp"], cpp._HEADERS)
+    library = extension.build(f"bimba_scan_{len(flags)}", [cpp._SOURCES / "scan.cpp"], cpp._HEADERS)
     monkeypatch.setattr(cpp, "_library", lambda: library)
     for batch in (1, 2, 3):
         compare(make_inputs((batch, 40, 16, 130)), delta_softplus=True)

@@ -79,9 +79,13 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
     _call("bimba_scan_backward", scan, ranges, starts=saved, dy=dy, dlast=dlast, **grads)
     du, ddelta, dA, dB, dC, dD, dbias, dinitial = grads.values()
     return (
-        du, ddelta, dA.sum(1), dB.sum(0), dC.sum(0), None if scan.D is None else dD.sum(1),
-        None if scan.delta_bias is None else dbias.sum(1), None if scan.initial_state is None else dinitial,
+        du, ddelta, _added(dA, 1), _added(dB, 0), _added(dC, 0), None if scan.D is None else _added(dD, 1),
+        None if scan.delta_bias is None else _added(dbias, 1), None if scan.initial_state is None else dinitial,
     )  # fmt: skip
+
+
+def _added(x: Tensor, axis: int) -> Tensor:
+    return x.squeeze(axis) if x.shape[axis] == 1 else x.sum(axis)
 
 
 def saved_shape(scan: Scan) -> tuple[int, ...]:

@@ -1,14 +1,18 @@
 // The selective scan on a CPU, forward and backward.
 //
-// A thread takes one row (a sample in one direction) and a range of channels, sixteen channels (one vector) at a time,
-// and walks the sequence in tiles of 64 positions. What does not depend on the state (softplus, delta * u) is computed per
-// tile; then the states of one group stay in registers from token to token. Only queries are written. The forward pass
-// keeps the state at the start of every tile; the backward pass recomputes a tile's states from it and walks the tile the
-// other way.
+// A thread takes one row (a sample in one direction) and a range of channels, one vector of them at a time, and walks its
+// sequence in tiles of 64 positions. The states of one group stay in registers from token to token; what does not depend
+// on them (softplus, delta * u) is computed for the next vector of channels meanwhile, and its memory called for ahead.
+// Only queries are written. The forward pass keeps the state at the start of every tile; the backward pass recomputes a
+// tile's states from it and walks the tile the other way.
 //
 // "Position" counts in the order of the scan: where a direction is reversed, position i is token L - 1 - i.
 
 // Plain C at the border, and no header of torch: it compiles in seconds and fits any version of torch.
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <type_traits>
@@ -18,8 +22,8 @@
 #include "vec.h"
 
 // What Python hands over (ctypes mirrors it in cpp.py). R directions, the second of which runs the other way than the
-// first. Tensors of the sequence are (R, B, L or Q, D or N) with a contiguous last axis and three strides, all float32 or
-// all bfloat16; all others are float32 and contiguous. Null where not given.
+// first. Tensors of the sequence are (R, B, L or Q, D or N) with a contiguous last axis and three strides, all of them
+// float32 or all bfloat16; all others are float32 and contiguous. Null where not given.
 struct Arguments {
   int64_t directions, batch, length, channels, states, outputs, threads, ranges;
   int64_t softplus, reverse, bfloat16;
@@ -293,10 +297,11 @@ struct TileSums {
 
 // Recomputes N states of a tile, then walks it backward. With g[i] the gradient of h[i] and e[i] = decay[i] g[i]:
 //   g[i] = e[i + 1] + C dy     dC = dy h     dB = g step u     d(step u) = g B     d(step A) = e h[i - 1]
-template <int N>
+// meanwhile(i): what else there is to do, token by token on the way there.
+template <int N, typename F>
 void backward_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
                      int64_t states, const vec* A_log2, const vec* h_start, vec* e_memory, const vec* dy, TileSums& sums,
-                     int64_t n0, vec* dstep, vec* dstep_u, vec* dA) {
+                     int64_t n0, vec* dstep, vec* dstep_u, vec* dA, F&& meanwhile) {
   static thread_local vec h[TILE + 1][N], decay[TILE][N];  // h[i]: before position i
   for (int n = 0; n < N; ++n) h[0][n] = h_start[n];
   for (int i = 0; i < size; ++i) {
@@ -307,6 +312,7 @@ void backward_states(const TileInputs& in, int size, const TileQueries& queries,
       decay[i][n] = exp2(step * A_log2[n]);
       h[i + 1][n] = decay[i][n] * h[i][n] + step_u * b[n];
     }
+    meanwhile(i);
   }
   vec e[N], dA_sum[N];
   for (int n = 0; n < N; ++n) { e[n] = e_memory[n]; dA_sum[n] = dA[n]; }
@@ -357,7 +363,9 @@ void backward_range(const Scan& s, int64_t range) {
   }
   TileSums sums(s);
   std::vector<vec> h_start(s.states);
-  TileInputs in;
+  TileInputs inputs[2];  // one is scanned, the other read
+  TileInputs *in = &inputs[0], *next = &inputs[1];
+  bool is_read = false;
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
   vec dy_tile[TILE], dstep[TILE], dstep_u[TILE];
   for (int64_t tile = s.tiles - 1; tile >= 0; --tile) {
@@ -371,29 +379,43 @@ void backward_range(const Scan& s, int64_t range) {
       Carried& c = carried[v - first];
       const int64_t channel = c.p.channel;
       const int lanes = c.p.lanes;
-      TileReader<T>(s, c.p, start, &in).read_all();
+      if (!is_read) TileReader<T>(s, c.p, start, in).read_all();
       for (int i = 0; i < size; ++i) dstep[i] = dstep_u[i] = vec{};
       for (int q = 0; q < queries.count; ++q)
         dy_tile[q] = load_part(s.dy + (s.row * s.outputs + queries.output[q]) * s.channels + channel, lanes);
       const float* saved = s.start_of(tile) + channel;
       for (int64_t n = 0; n < s.states; ++n) h_start[n] = load_part(saved + n * s.channels, lanes);
+      const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
+      const int64_t next_start = v + 1 < last ? start : start - TILE;
+      is_read = next_start >= 0 && s.size_of_tile(next_start) == size && p.lanes == LANES;
+      TileReader<T> reader(s, p, is_read ? next_start : start, next);
+      const auto output = [&](int i) { return (s.row * s.length + s.token(start + i)) * s.channels + channel; };
+      const auto prepare = [&](int i) {
+        __builtin_prefetch(s.du + output(i), 1);  // to be written: stores that miss would hold up all behind them
+        __builtin_prefetch(s.ddelta + output(i), 1);
+        if (is_read) reader(i);
+      };
       for_groups(s.states, [&](auto size_of_group, int64_t n) {
-        backward_states<size_of_group()>(in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states, &c.p.A_log2[n],
-                                         &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u, &c.dA[n]);
+        const auto scan = [&](auto&& meanwhile) {
+          backward_states<size_of_group()>(*in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states,
+                                           &c.p.A_log2[n], &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u,
+                                           &c.dA[n], meanwhile);
+        };
+        n == 0 ? scan(prepare) : scan([](int) {});
       });
       for (int i = 0, q = 0; i < size; ++i) {
-        vec du = dstep_u[i] * in.step[i];
-        vec ddelta = dstep[i] + dstep_u[i] * in.u[i];
-        if (s.softplus) ddelta *= logistic(in.delta[i]);
+        vec du = dstep_u[i] * in->step[i];
+        vec ddelta = dstep[i] + dstep_u[i] * in->u[i];
+        if (s.softplus) ddelta *= logistic(in->delta[i]);
         if (q < queries.count && queries.local[q] == i) {
           du += c.p.D * dy_tile[q];
-          c.dD += in.u[i] * dy_tile[q++];
+          c.dD += in->u[i] * dy_tile[q++];
         }
         c.dbias += ddelta;
-        const int64_t at = (s.row * s.length + s.token(start + i)) * s.channels + channel;
-        store_part(s.du + at, du, lanes);
-        store_part(s.ddelta + at, ddelta, lanes);
+        store_part(s.du + output(i), du, lanes);
+        store_part(s.ddelta + output(i), ddelta, lanes);
       }
+      std::swap(in, next);
     }
     for (int i = 0; i < size; ++i) {
       float* dB = s.dB + ((range * s.directions * s.batch + s.row) * s.length + s.token(start + i)) * s.states;
@@ -412,6 +434,15 @@ void backward_range(const Scan& s, int64_t range) {
   }
 }
 
+// A hint that all of x will be written: a page fault per 2 MiB, where the system has such pages, instead of 512.
+void write_soon([[maybe_unused]] float* x, [[maybe_unused]] int64_t count) {
+#if defined(__linux__)
+  const uintptr_t page = uintptr_t(1) << 21, begin = uintptr_t(x), end = begin + count * sizeof(float);
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 extern "C" void bimba_scan_forward(const Arguments* a) {
@@ -421,6 +452,7 @@ extern "C" void bimba_scan_forward(const Arguments* a) {
 }
 
 extern "C" void bimba_scan_backward(const Arguments* a) {
+  for (float* x : {a->du, a->ddelta}) write_soon(x, a->directions * a->batch * a->length * a->channels);
   auto run = a->bfloat16 ? backward_range<uint16_t> : backward_range<float>;
   parallel(a->directions * a->batch * a->ranges, a->threads,
            [&](int64_t i) { run(Scan(*a, i / a->ranges), i % a->ranges); });
