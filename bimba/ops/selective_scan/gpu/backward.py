@@ -1,0 +1,202 @@
+# Triton's compiler reads this file: it knows no starred tuples and no types.
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+"""The backward kernel: gradients of everything, the states recomputed from those that the forward pass saved.
+
+A chunk is walked block by block (``BLOCK`` steps) from its end. Of each block the states are recomputed twice: first
+from the saved one to the block's end, leaving the state before every tile of ``T`` steps in ``scratch``; then tile by
+tile from the last one, the tile's T states and decays in registers. With g the gradient of the state after step s::
+
+    g        += C dy                       only if step s is a query; there too dC = sum over channels of h dy
+    d(gain)   = sum over states of g B     gain = step u
+    dB        = sum over channels of g gain
+    e         = decay g h[s - 1]           the gradient of step A, which is the exponent
+    d(step)   = u d(gain) + sum over states of e A,      dA += e step
+    g[s - 1]  = decay g
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from bimba.ops.selective_scan.gpu.common import (
+    INTEGERS,
+    LN2,
+    load_row,
+    load_states,
+    load_tokens,
+    place,
+    row_of_query,
+    step_of_query,
+    step_size,
+    store_states,
+    sum_over_channels,
+)
+from bimba.ops.selective_scan.gpu.forward import advance
+
+
+@triton.jit
+def add_to_row(base, x, N: tl.constexpr, BN: tl.constexpr):
+    """Adds (BN,) to (N,) float32 at ``base``, to which other programs add too."""
+    n = tl.arange(0, BN)
+    tl.atomic_add(base + n, x, mask=n < N, sem="relaxed")
+
+
+@triton.jit
+def load_query(j, C, dy, query_index, lane, inside, channels, length, outputs, back, N: tl.constexpr, BN: tl.constexpr):
+    """The step of query j, its rows of C (BN,) and dy (BD,); step -1 and zeros where there is none."""
+    now = step_of_query(query_index, j, length, outputs, back)
+    q = row_of_query(j, outputs, back)
+    return now, load_row(C + q * N, N, BN), tl.load(dy + q * channels + lane, mask=inside & (j >= 0), other=0.0)
+
+
+@triton.jit
+def in_slot(slot, lane, unit, BN: tl.constexpr, BD: tl.constexpr):
+    """Addresses of a state (BN, BD) in scratch: one for the thread, and distances that the compiler knows."""
+    return (slot + lane * unit)[None, :] + tl.arange(0, BN)[:, None] * BD
+
+
+@triton.jit
+def unscan_tile(
+    g, query, sums, s, h, u, u_step, delta, delta_step, du, du_step, ddelta, A, bias, skip, B, dB, B_step, C, dC, dy,
+    query_index, lane, inside, near, channels, length, outputs, back,
+    SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Steps s + T - 1 ... s: g before them, the next query to be met, and the sums. All addresses are those of step s.
+
+    ``h`` is the state before step s, ``query`` is (j, step of query j, its rows of C and dy, step of query j - 1),
+    ``sums`` is (dA (BN, BD), dskip, dbias (BD,)).
+    """
+    u_rows, delta_rows = load_tokens(u, u_step, near, T), load_tokens(delta, delta_step, near, T)
+    steps, slopes, decays, states = (), (), (), (h,)
+    for t in tl.static_range(T):
+        step, slope = step_size(delta_rows[t], bias, SOFTPLUS)
+        steps, slopes = steps + (step,), slopes + (slope,)
+        decays = decays + (tl.exp2(A * step[None, :]),)
+    for t in tl.static_range(T):
+        b = load_row(B + t * B_step, N, BN)
+        states = states + (decays[t] * states[t] + (steps[t] * u_rows[t])[None, :] * b[:, None],)
+    j, now, c, dy_row, before = query
+    dA, dskip, dbias = sums
+    for t in tl.static_range(T - 1, -1, -1):
+        direct = tl.zeros_like(steps[t])
+        if now == s + t:
+            g += c[:, None] * dy_row[None, :]
+            dC_row = sum_over_channels(states[t + 1] * dy_row[None, :])
+            add_to_row(dC + row_of_query(j, outputs, back) * N, dC_row, N, BN)
+            if skip is not None:
+                direct = skip * dy_row
+                dskip += dy_row * u_rows[t]
+            j -= 1
+            now = before
+            _, c, dy_row = load_query(j, C, dy, query_index, lane, inside, channels, length, outputs, back, N, BN)
+            before = step_of_query(query_index, j - 1, length, outputs, back)
+        b = load_row(B + t * B_step, N, BN)
+        dgain = tl.sum(g * b[:, None], axis=0)
+        add_to_row(dB + t * B_step, sum_over_channels(g * (steps[t] * u_rows[t])[None, :]), N, BN)
+        g = decays[t] * g
+        e = g * states[t]
+        dA += e * steps[t][None, :]
+        dstep = (tl.sum(e * A, axis=0) * LN2 + dgain * u_rows[t]) * slopes[t]
+        dbias += dstep
+        tl.store(du + t * du_step + lane, direct + dgain * steps[t], mask=inside)
+        tl.store(ddelta + t * du_step + lane, dstep, mask=inside)
+    return g, (j, now, c, dy_row, before), (dA, dskip, dbias)
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def backward_kernel(
+    u, delta, A, B, C, skip, bias, saved, ends, query_index, ranks, dy, scratch,
+    du, ddelta, dA, dB, dC, dskip, dbias, dstart,
+    u_r, u_b, u_t, delta_r, delta_b, delta_t, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
+    SOFTPLUS: tl.constexpr,
+    N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid and inputs as of the forward kernel's.
+
+    saved: what that wrote; ends (R, B, chunks, N, D): the gradient of the state after each chunk; dy (R, B, Q, D);
+    scratch: (BLOCK / T + T) states (BN, BD) a program. Written: du, ddelta (R, B, L, D) in u's and delta's dtypes;
+    dA (R, B, chunks, N, D), dskip, dbias (R, B, chunks, D) in float32, to be summed; dstart (R, B, N, D), the initial
+    state's. Added to: dB (R, B, L, N), dC (R, B, Q, N), float32.
+    """
+    row, r, b, k, first, back = place(batch, channels, chunks, reverse, BD)
+    lane = tl.arange(0, BD)
+    inside = lane < channels - first
+    near = tl.minimum(lane, channels - 1 - first)  # threads without a channel repeat the last one with g = 0
+    begin = k * chunk
+    end = tl.minimum(begin + chunk, length)
+    token = tl.where(back, length - 1, 0).to(tl.int64)
+    forth = tl.where(back, -1, 1).to(tl.int64)
+    u_step, delta_step, du_step, B_step = forth * u_t, forth * delta_t, forth * channels, forth * N
+    u += r * u_r + b * u_b + token * u_t + first
+    delta += r * delta_r + b * delta_b + token * delta_t + first
+    du += (row * length + token) * channels + first
+    ddelta += (row * length + token) * channels + first
+    B += (row * length + token) * N
+    dB += (row * length + token) * N
+    C += row * outputs * N
+    dC += row * outputs * N
+    dy += row * outputs * channels + first
+    saved += row * blocks * N * channels + first
+    slot = scratch + tl.program_id(0).to(tl.int64) * (BLOCK // T + T) * BN * BD  # the next state's place
+
+    A_bd = load_states(A + r * N * channels + first, near, lane >= 0, channels, unit, N, BN)
+    bias = tl.load(bias + r * channels + first + near)
+    if skip is not None:
+        skip = tl.load(skip + r * channels + first + near)
+    g = load_states(ends + (row * chunks + k) * N * channels + first, lane, inside, channels, unit, N, BN)
+    sums = (tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32))
+    j = end - 1
+    if query_index is not None:
+        j = tl.load(ranks + back.to(tl.int32) * (blocks + 1) + tl.cdiv(end, BLOCK)) - 1
+    now, c, dy_row = load_query(j, C, dy, query_index, lane, inside, channels, length, outputs, back, N, BN)
+    query = (j, now, c, dy_row, step_of_query(query_index, j - 1, length, outputs, back))
+
+    for i in range(tl.cdiv(end - begin, BLOCK)):
+        block = tl.cdiv(end, BLOCK) - 1 - i
+        start = block * BLOCK
+        stop = tl.minimum(start + BLOCK, end)
+        whole = start + (stop - start) // T * T
+        h = load_states(saved + block.to(tl.int64) * N * channels, near, lane >= 0, channels, unit, N, BN)
+        for s in range(start, whole, T):
+            tl.store(in_slot(slot, lane, unit, BN, BD), h)
+            slot += BN * BD
+            h, _ = advance(
+                h, u + s * u_step, u_step, delta + s * delta_step, delta_step, near, A_bd, bias, B + s * B_step, B_step,
+                SOFTPLUS, N, BN, T,
+            )  # fmt: skip
+        for s in range(whole, stop):
+            tl.store(in_slot(slot, lane, unit, BN, BD), h)
+            slot += BN * BD
+            h, _ = advance(
+                h, u + s * u_step, u_step, delta + s * delta_step, delta_step, near, A_bd, bias, B + s * B_step, B_step,
+                SOFTPLUS, N, BN, 1,
+            )  # fmt: skip
+        tl.debug_barrier()  # what was stored to scratch can be read
+        for m in range(stop - whole):
+            s = stop - 1 - m
+            slot -= BN * BD
+            g, query, sums = unscan_tile(
+                g, query, sums, s, tl.load(in_slot(slot, lane, unit, BN, BD)), u + s * u_step, u_step,
+                delta + s * delta_step, delta_step, du + s * du_step, du_step, ddelta + s * du_step, A_bd, bias, skip,
+                B + s * B_step, dB + s * B_step, B_step, C, dC, dy, query_index, lane, inside, near, channels, length,
+                outputs, back, SOFTPLUS, N, BN, 1,
+            )  # fmt: skip
+        for m in range((whole - start) // T):
+            s = whole - T - m * T
+            slot -= BN * BD
+            g, query, sums = unscan_tile(
+                g, query, sums, s, tl.load(in_slot(slot, lane, unit, BN, BD)), u + s * u_step, u_step,
+                delta + s * delta_step, delta_step, du + s * du_step, du_step, ddelta + s * du_step, A_bd, bias, skip,
+                B + s * B_step, dB + s * B_step, B_step, C, dC, dy, query_index, lane, inside, near, channels, length,
+                outputs, back, SOFTPLUS, N, BN, T,
+            )  # fmt: skip
+
+    dA_sum, dskip_sum, dbias_sum = sums
+    here = row * chunks + k
+    store_states(dA + here * N * channels + first, dA_sum, lane, inside, channels, unit, N, BN)
+    tl.store(dskip + here * channels + first + lane, dskip_sum, mask=inside)
+    tl.store(dbias + here * channels + first + lane, dbias_sum, mask=inside)
+    if k == 0:
+        store_states(dstart + row * N * channels + first, g, lane, inside, channels, unit, N, BN)

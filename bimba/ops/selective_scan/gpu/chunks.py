@@ -1,0 +1,162 @@
+# Triton's compiler reads this file: it knows no starred tuples and no types.
+# mypy: ignore-errors
+"""For narrow models and few samples: the steps cut into chunks, so that there are programs enough to fill the GPU.
+
+A chunk is entered in a state that is known only when all before it are done. But the recurrence is linear: a chunk that
+takes the sum S of its steps turns h into exp(S A) h + (what it makes of 0). So first all chunks run from 0 at once and
+keep only their last states (``chunk_states_kernel``); then the states that enter them are computed one after another,
+which is little (``carry_kernel``); then the forward kernel runs all chunks at once again, each from its true state. The
+backward pass does the same with the gradient of the state, from the end (``chunk_gradients_kernel``). It costs half as
+much again as one pass, and fills a GPU of which one pass would use a tenth.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from bimba.ops.selective_scan.gpu.common import (
+    INTEGERS,
+    load_row,
+    load_states,
+    load_tokens,
+    place,
+    row_of_query,
+    step_of_query,
+    store_states,
+)
+from bimba.ops.selective_scan.gpu.forward import advance, decays_and_gains
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def chunk_states_kernel(
+    u, delta, A, B, bias, states, totals,
+    u_r, u_b, u_t, delta_r, delta_b, delta_t, batch, length, channels, chunk, chunks, reverse, unit,
+    SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Grid and inputs as of the forward kernel's. Writes to states (R, B, chunks, N, D) what each chunk makes of 0, and
+    to totals (R, B, chunks, D) the sum of its steps."""
+    row, r, b, k, first, back = place(batch, channels, chunks, reverse, BD)
+    lane = tl.arange(0, BD)
+    inside = lane < channels - first
+    near = tl.minimum(lane, channels - 1 - first)
+    begin = k * chunk
+    end = tl.minimum(begin + chunk, length)
+    token = tl.where(back, length - 1 - begin, begin).to(tl.int64)
+    forth = tl.where(back, -1, 1).to(tl.int64)
+    u_step, delta_step, B_step = forth * u_t, forth * delta_t, forth * N
+    u += r * u_r + b * u_b + token * u_t + first
+    delta += r * delta_r + b * delta_b + token * delta_t + first
+    B += (row * length + token) * N
+    A = load_states(A + r * N * channels + first, near, lane >= 0, channels, unit, N, BN)
+    bias = tl.load(bias + r * channels + first + near)
+    h = tl.zeros([BN, BD], tl.float32)
+    total = tl.zeros([BD], tl.float32)
+    whole = begin + (end - begin) // T * T
+    for _ in range(begin, whole, T):
+        h, steps = advance(h, u, u_step, delta, delta_step, near, A, bias, B, B_step, SOFTPLUS, N, BN, T)
+        total += steps
+        u += T * u_step
+        delta += T * delta_step
+        B += T * B_step
+    for _ in range(whole, end):
+        h, steps = advance(h, u, u_step, delta, delta_step, near, A, bias, B, B_step, SOFTPLUS, N, BN, 1)
+        total += steps
+        u += u_step
+        delta += delta_step
+        B += B_step
+    here = row * chunks + k
+    store_states(states + here * N * channels + first, h, lane, inside, channels, unit, N, BN)
+    tl.store(totals + here * channels + first + lane, total, mask=inside)
+
+
+@triton.jit
+def retreat(
+    g, j, now, s, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside, channels, length, outputs, back,
+    SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the state before steps s + T - 1 ... s, the next query, and the sum of the steps."""
+    delta_rows = load_tokens(delta, delta_step, near, T)
+    decays, _, total = decays_and_gains(delta_rows, delta_rows, A, bias, SOFTPLUS, T)
+    for t in tl.static_range(T - 1, -1, -1):
+        if now == s + t:
+            q = row_of_query(j, outputs, back)
+            dy_row = tl.load(dy + q * channels + lane, mask=inside, other=0.0)
+            g += load_row(C + q * N, N, BN)[:, None] * dy_row[None, :]
+            j -= 1
+            now = step_of_query(query_index, j, length, outputs, back)
+        g = decays[t] * g
+    return g, j, now, total
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def chunk_gradients_kernel(
+    delta, A, C, bias, query_index, ranks, dy, gradients, totals,
+    delta_r, delta_b, delta_t, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
+    SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid and inputs as of the backward kernel's. Writes to gradients (R, B, chunks, N, D) that of the state before
+    each chunk if that of the state after it is 0, and to totals (R, B, chunks, D) the sum of its steps."""
+    row, r, b, k, first, back = place(batch, channels, chunks, reverse, BD)
+    lane = tl.arange(0, BD)
+    inside = lane < channels - first
+    near = tl.minimum(lane, channels - 1 - first)
+    begin = k * chunk
+    end = tl.minimum(begin + chunk, length)
+    token = tl.where(back, length - end, end - 1).to(tl.int64)  # the chunk's last step's
+    delta_step = tl.where(back, -1, 1).to(tl.int64) * delta_t
+    delta += r * delta_r + b * delta_b + token * delta_t + first
+    C += row * outputs * N
+    dy += row * outputs * channels + first
+    A = load_states(A + r * N * channels + first, near, lane >= 0, channels, unit, N, BN)
+    bias = tl.load(bias + r * channels + first + near)
+    j = end - 1
+    if query_index is not None:
+        j = tl.load(ranks + back.to(tl.int32) * (blocks + 1) + tl.cdiv(end, BLOCK)) - 1
+    now = step_of_query(query_index, j, length, outputs, back)
+    g = tl.zeros([BN, BD], tl.float32)
+    total = tl.zeros([BD], tl.float32)
+    tiles = (end - begin) // T
+    for i in range(end - begin - tiles * T):
+        g, j, now, steps = retreat(
+            g, j, now, end - 1 - i, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside, channels,
+            length, outputs, back, SOFTPLUS, N, BN, 1,
+        )  # fmt: skip
+        total += steps
+        delta -= delta_step
+    delta -= (T - 1) * delta_step
+    for i in range(tiles):
+        g, j, now, steps = retreat(
+            g, j, now, begin + (tiles - 1 - i) * T, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside,
+            channels, length, outputs, back, SOFTPLUS, N, BN, T,
+        )  # fmt: skip
+        total += steps
+        delta -= T * delta_step
+    here = row * chunks + k
+    store_states(gradients + here * N * channels + first, g, lane, inside, channels, unit, N, BN)
+    tl.store(totals + here * channels + first + lane, total, mask=inside)
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def carry_kernel(
+    A, states, totals, edge, batch, channels, chunks, unit,
+    BACKWARD: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Grid: directions * samples * blocks of channels. Turns ``states`` (R, B, chunks, N, D), what each chunk makes of
+    0, into what enters it; edge (R, B, N, D) enters the first one, or the last one if BACKWARD; None: zeros."""
+    row, r, _, _, first, _ = place(batch, channels, 1, 0, BD)
+    lane = tl.arange(0, BD)
+    inside = lane < channels - first
+    A = load_states(A + r * N * channels + first, lane, inside, channels, unit, N, BN)
+    h = tl.zeros([BN, BD], tl.float32)
+    if edge is not None:
+        h = load_states(edge + row * N * channels + first, lane, inside, channels, unit, N, BN)
+    for i in range(chunks):
+        here = row * chunks + i
+        if BACKWARD:
+            here = row * chunks + chunks - 1 - i
+        at = states + here * N * channels + first
+        own = load_states(at, lane, inside, channels, unit, N, BN)
+        total = tl.load(totals + here * channels + first + lane, mask=inside, other=0.0)
+        store_states(at, h, lane, inside, channels, unit, N, BN)
+        h = tl.exp2(A * total[None, :]) * h + own

@@ -1,0 +1,124 @@
+# Triton's compiler reads this file: it knows no starred tuples and no types.
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+"""What the kernels share: who scans what, rows of tokens, the step size, the queries, the sum over channels."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+# Arguments that are not compiled in: Triton would make another kernel for each that is 1 or a multiple of 16.
+INTEGERS = ["batch", "length", "channels", "outputs", "chunk", "chunks", "blocks", "reverse", "unit"]
+
+
+@triton.jit
+def place(batch, channels, chunks, reverse, BD: tl.constexpr):
+    """This program's row (direction and sample), direction, sample, chunk, first channel, and whether it runs back."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(channels, BD)
+    first = (program % blocks) * BD
+    chunk = program // blocks % chunks
+    row = program // blocks // chunks
+    direction = row // batch
+    back = direction != reverse  # direction 0 runs back if reverse is 1, direction 1 if it is 0
+    return row.to(tl.int64), direction.to(tl.int64), (row % batch).to(tl.int64), chunk, first, back
+
+
+@triton.jit
+def load_states(base, lane, inside, channels, unit, N: tl.constexpr, BN: tl.constexpr):
+    """(BN, BD) of (N, D) float32, whose first channel is at ``base``; 0 where there is no state or channel."""
+    n = tl.arange(0, BN)[:, None].to(tl.int64)
+    return tl.load(base + n * channels + lane[None, :] * unit, mask=(n < N) & inside[None, :], other=0.0)
+
+
+@triton.jit
+def store_states(base, x, lane, inside, channels, unit, N: tl.constexpr, BN: tl.constexpr):
+    """The inverse of :func:`load_states`."""
+    n = tl.arange(0, BN)[:, None].to(tl.int64)
+    tl.store(base + n * channels + lane[None, :] * unit, x, mask=(n < N) & inside[None, :])
+
+
+@triton.jit
+def load_row(base, N: tl.constexpr, BN: tl.constexpr):
+    """(BN,) of (N,) float32 at ``base``: one token's B or C."""
+    n = tl.arange(0, BN)
+    if N == BN:
+        return tl.load(base + n)  # without a mask: four numbers an instruction
+    else:
+        return tl.load(base + n, mask=n < N, other=0.0)
+
+
+@triton.jit
+def load_tokens(base, step, lane, T: tl.constexpr):
+    """T rows (BD,) of u or delta as float32, ``step`` elements apart; ``base`` is the first one's first channel."""
+    rows = ()
+    for _ in tl.static_range(T):
+        rows = rows + (tl.load(base + lane).to(tl.float32),)
+        base += step
+    return rows
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) and its derivative, to 2e-7 of their value wherever they lie.
+
+    max(x, 0) + log(1 + z) with z = exp(-|x|), and log(1 + z) / z by a polynomial of degree 8 whose largest error on
+    [0, 1] is least: the GPU's own logarithm loses the digits of a small step, and small steps are the usual ones.
+    """
+    z = tl.exp2(tl.abs(x) * -LOG2E)
+    p = 0.005364818964153528 * z - 0.03006577305495739
+    p = p * z + 0.0792045071721077
+    p = p * z - 0.13753800094127655
+    p = p * z + 0.191536545753479
+    p = p * z - 0.24857163429260254
+    p = p * z + 0.3332132399082184
+    p = p * z - 0.49999648332595825
+    p = p * z + 1.0
+    slope = tl.where(x >= 0, 1.0, z) / (1.0 + z)
+    return tl.maximum(x, 0.0) + z * p, tl.where(x == x, slope, x)
+
+
+@triton.jit
+def step_size(delta, bias, SOFTPLUS: tl.constexpr):
+    """A token's step (BD,) and its derivative by delta."""
+    x = delta + bias
+    if SOFTPLUS:
+        return softplus(x)
+    else:
+        return x, tl.full(x.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def step_of_query(query_index, j, length, outputs, back):
+    """The step at which the j-th query is met, -1 if there is no such query. Without an index, every step is one."""
+    if query_index is None:
+        return j
+    else:
+        exists = (j >= 0) & (j < outputs)
+        token = tl.load(query_index + tl.where(back, outputs - 1 - j, j), mask=exists, other=0)
+        return tl.where(exists, tl.where(back, length - 1 - token, token), -1)
+
+
+@triton.jit
+def row_of_query(j, outputs, back):
+    """Which row of y, dy and C the j-th query has, int64; row 0 if there is no such query."""
+    j = tl.maximum(tl.minimum(j, outputs - 1), 0)
+    return tl.where(back, tl.maximum(outputs - 1 - j, 0), j).to(tl.int64)
+
+
+@triton.jit
+def sum_over_channels(x):
+    """(BN, 32) -> (BN,).
+
+    By halves, neighbour to neighbour, and not by tl.sum: splitting makes the compiler pass x through shared memory
+    once, after which each thread adds a state's channels up alone. That is 2 instructions an element; tl.sum exchanges
+    every state's value between all threads five times, 10 instructions.
+    """
+    for _ in tl.static_range(4):  # 32, 16, 8, 4 to 2 channels
+        even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
+        x = even + odd
+    return tl.sum(x, axis=1)
