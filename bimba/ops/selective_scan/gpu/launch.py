@@ -84,11 +84,13 @@ class _Call:
 def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """See :mod:`bimba.ops.selective_scan.triton`."""
     R, B, L, D, N, Q = scan.shape
-    initial = None if scan.initial_state is None else scan.initial_state.float().mT.contiguous()
+    initial = scan.initial_state
     if 0 in (B, L, D):
-        last = torch.zeros(R, B, D, N, device=scan.u.device) if initial is None else initial.mT.contiguous()
-        shape = plan.saved_shape(scan) if save else (0,)
-        return *(torch.zeros(size, device=scan.u.device) for size in ((R, B, Q, D), shape)), last  # type: ignore
+        options = {"dtype": torch.float32, "device": scan.u.device}
+        y, saved = torch.zeros(R, B, Q, D, **options), torch.zeros(plan.saved_shape(scan) if save else (0,), **options)
+        return y, torch.zeros(R, B, D, N, **options) if initial is None else initial.clone().contiguous(), saved
+    if initial is not None:
+        initial = initial.mT.contiguous()
     call = _Call(scan)
     starts = initial
     if call.plan.chunks > 1:
@@ -109,7 +111,7 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
     if 0 in (B, L, D):
         none: list[Tensor | None] = [None if x is None else torch.zeros(x.shape, device=x.device) for x in given]
         if scan.initial_state is not None:
-            none[-1] = dlast
+            none[-1] = dlast.clone()
         return tuple(none)
     call = _Call(scan)
     chunks, programs = call.plan.chunks, call.plan.programs * call.plan.chunks
