@@ -10,7 +10,8 @@ How the work is dealt out, in all of them:
   backwards. Queries are counted likewise: j is the j-th one met.
 * Long sequences are walked in tiles of ``T`` steps: the decays of a tile first, which do not wait for each other, then
   the steps. Where there are too few programs to fill the GPU, the steps are cut into chunks (see chunks.py).
-* States lie as (..., N, D) float32, a thread next to a thread. ``unit``, the distance of two channels there, is always
-  1; it comes at run time, because the compiler would otherwise give each thread four neighbouring channels.
+* States lie as programs use them, (..., C, BN, BD) float32: block of channels, state (BN is N filled up to a power of
+  two), channel. ``unit``, the distance of two channels there, is always 1; it comes at run time, because the compiler
+  would otherwise give each thread four neighbouring channels.
 * Every offset into a tensor is 64 bits wide: 256 frames have more than 2^31 elements.
 """

@@ -23,14 +23,13 @@ import triton.language as tl
 from bimba.ops.selective_scan.gpu.common import (
     INTEGERS,
     LN2,
+    in_states,
     load_row,
-    load_states,
     load_tokens,
     place,
     row_of_query,
     step_of_query,
     step_size,
-    store_states,
     sum_over_channels,
 )
 from bimba.ops.selective_scan.gpu.forward import advance
@@ -49,12 +48,6 @@ def load_query(j, C, dy, query_index, lane, inside, channels, length, outputs, b
     now = step_of_query(query_index, j, length, outputs, back)
     q = row_of_query(j, outputs, back)
     return now, load_row(C + q * N, N, BN), tl.load(dy + q * channels + lane, mask=inside & (j >= 0), other=0.0)
-
-
-@triton.jit
-def in_slot(slot, lane, unit, BN: tl.constexpr, BD: tl.constexpr):
-    """Addresses of a state (BN, BD) in scratch: one for the thread, and distances that the compiler knows."""
-    return (slot + lane * unit)[None, :] + tl.arange(0, BN)[:, None] * BD
 
 
 @triton.jit
@@ -115,12 +108,14 @@ def backward_kernel(
 ):  # fmt: skip
     """Grid and inputs as of the forward kernel's.
 
-    saved: what that wrote; ends (R, B, chunks, N, D): the gradient of the state after each chunk; dy (R, B, Q, D);
+    saved: what that wrote; ends (R, B, chunks, C, BN, BD): the gradient of the state after each chunk; dy (R, B, Q, D);
     scratch: (BLOCK / T + T) states (BN, BD) a program. Written: du, ddelta (R, B, L, D) in u's and delta's dtypes;
-    dA (R, B, chunks, N, D), dskip, dbias (R, B, chunks, D) in float32, to be summed; dstart (R, B, N, D), the initial
+    dA (R, B, chunks, C, BN, BD), dskip, dbias (R, B, chunks, D) in float32, to be summed; dstart (R, B, C, BN, BD), the initial
     state's. Added to: dB (R, B, L, N), dC (R, B, Q, N), float32.
     """
-    row, r, b, k, first, back = place(batch, channels, chunks, reverse, BD)
+    row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
+    width = tl.cdiv(channels, BD)  # in blocks
+    first = block * BD
     lane = tl.arange(0, BD)
     inside = lane < channels - first
     near = tl.minimum(lane, channels - 1 - first)  # threads without a channel repeat the last one with g = 0
@@ -138,14 +133,14 @@ def backward_kernel(
     C += row * outputs * N
     dC += row * outputs * N
     dy += row * outputs * channels + first
-    saved += row * blocks * N * channels + first
+    saved += (row * blocks * width + block) * BN * BD
     slot = scratch + tl.program_id(0).to(tl.int64) * (BLOCK // T + T) * BN * BD  # the next state's place
 
-    A_bd = load_states(A + r * N * channels + first, near, lane >= 0, channels, unit, N, BN)
+    A_bd = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
     bias = tl.load(bias + r * channels + first + near)
     if skip is not None:
         skip = tl.load(skip + r * channels + first + near)
-    g = load_states(ends + (row * chunks + k) * N * channels + first, lane, inside, channels, unit, N, BN)
+    g = tl.load(in_states(ends + ((row * chunks + k) * width + block) * BN * BD, unit, BN, BD))
     sums = (tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32))
     j = end - 1
     if query_index is not None:
@@ -154,49 +149,59 @@ def backward_kernel(
     query = (j, now, c, dy_row, step_of_query(query_index, j - 1, length, outputs, back))
 
     for i in range(tl.cdiv(end - begin, BLOCK)):
-        block = tl.cdiv(end, BLOCK) - 1 - i
-        start = block * BLOCK
+        index = tl.cdiv(end, BLOCK) - 1 - i
+        start = index * BLOCK
         stop = tl.minimum(start + BLOCK, end)
         whole = start + (stop - start) // T * T
-        h = load_states(saved + block.to(tl.int64) * N * channels, near, lane >= 0, channels, unit, N, BN)
-        for s in range(start, whole, T):
-            tl.store(in_slot(slot, lane, unit, BN, BD), h)
+        h = tl.load(in_states(saved + index.to(tl.int64) * width * BN * BD, unit, BN, BD))
+        u_at, delta_at, B_at = u + start * u_step, delta + start * delta_step, B + start * B_step
+        for _ in range(start, whole, T):
+            tl.store(in_states(slot, unit, BN, BD), h)
+            h, _ = advance(h, u_at, u_step, delta_at, delta_step, near, A_bd, bias, B_at, B_step, SOFTPLUS, N, BN, T)
             slot += BN * BD
-            h, _ = advance(
-                h, u + s * u_step, u_step, delta + s * delta_step, delta_step, near, A_bd, bias, B + s * B_step, B_step,
-                SOFTPLUS, N, BN, T,
-            )  # fmt: skip
-        for s in range(whole, stop):
-            tl.store(in_slot(slot, lane, unit, BN, BD), h)
+            u_at += T * u_step
+            delta_at += T * delta_step
+            B_at += T * B_step
+        for _ in range(whole, stop):
+            tl.store(in_states(slot, unit, BN, BD), h)
+            h, _ = advance(h, u_at, u_step, delta_at, delta_step, near, A_bd, bias, B_at, B_step, SOFTPLUS, N, BN, 1)
             slot += BN * BD
-            h, _ = advance(
-                h, u + s * u_step, u_step, delta + s * delta_step, delta_step, near, A_bd, bias, B + s * B_step, B_step,
-                SOFTPLUS, N, BN, 1,
-            )  # fmt: skip
+            u_at += u_step
+            delta_at += delta_step
+            B_at += B_step
         tl.debug_barrier()  # what was stored to scratch can be read
+        du_at, ddelta_at, dB_at = du + stop * du_step, ddelta + stop * du_step, dB + stop * B_step
         for m in range(stop - whole):
-            s = stop - 1 - m
             slot -= BN * BD
+            u_at -= u_step
+            delta_at -= delta_step
+            B_at -= B_step
+            du_at -= du_step
+            ddelta_at -= du_step
+            dB_at -= B_step
             g, query, sums = unscan_tile(
-                g, query, sums, s, tl.load(in_slot(slot, lane, unit, BN, BD)), u + s * u_step, u_step,
-                delta + s * delta_step, delta_step, du + s * du_step, du_step, ddelta + s * du_step, A_bd, bias, skip,
-                B + s * B_step, dB + s * B_step, B_step, C, dC, dy, query_index, lane, inside, near, channels, length,
-                outputs, back, SOFTPLUS, N, BN, 1,
+                g, query, sums, stop - 1 - m, tl.load(in_states(slot, unit, BN, BD)), u_at, u_step, delta_at,
+                delta_step, du_at, du_step, ddelta_at, A_bd, bias, skip, B_at, dB_at, B_step, C, dC, dy, query_index,
+                lane, inside, near, channels, length, outputs, back, SOFTPLUS, N, BN, 1,
             )  # fmt: skip
         for m in range((whole - start) // T):
-            s = whole - T - m * T
             slot -= BN * BD
+            u_at -= T * u_step
+            delta_at -= T * delta_step
+            B_at -= T * B_step
+            du_at -= T * du_step
+            ddelta_at -= T * du_step
+            dB_at -= T * B_step
             g, query, sums = unscan_tile(
-                g, query, sums, s, tl.load(in_slot(slot, lane, unit, BN, BD)), u + s * u_step, u_step,
-                delta + s * delta_step, delta_step, du + s * du_step, du_step, ddelta + s * du_step, A_bd, bias, skip,
-                B + s * B_step, dB + s * B_step, B_step, C, dC, dy, query_index, lane, inside, near, channels, length,
-                outputs, back, SOFTPLUS, N, BN, T,
+                g, query, sums, whole - T - m * T, tl.load(in_states(slot, unit, BN, BD)), u_at, u_step, delta_at,
+                delta_step, du_at, du_step, ddelta_at, A_bd, bias, skip, B_at, dB_at, B_step, C, dC, dy, query_index,
+                lane, inside, near, channels, length, outputs, back, SOFTPLUS, N, BN, T,
             )  # fmt: skip
 
     dA_sum, dskip_sum, dbias_sum = sums
     here = row * chunks + k
-    store_states(dA + here * N * channels + first, dA_sum, lane, inside, channels, unit, N, BN)
+    tl.store(in_states(dA + (here * width + block) * BN * BD, unit, BN, BD), dA_sum)
     tl.store(dskip + here * channels + first + lane, dskip_sum, mask=inside)
     tl.store(dbias + here * channels + first + lane, dbias_sum, mask=inside)
     if k == 0:
-        store_states(dstart + row * N * channels + first, g, lane, inside, channels, unit, N, BN)
+        tl.store(in_states(dstart + (row * width + block) * BN * BD, unit, BN, BD), g)

@@ -17,13 +17,12 @@ import triton.language as tl
 
 from bimba.ops.selective_scan.gpu.common import (
     INTEGERS,
+    in_states,
     load_row,
-    load_states,
     load_tokens,
     place,
     row_of_query,
     step_of_query,
-    store_states,
 )
 from bimba.ops.selective_scan.gpu.forward import advance, decays_and_gains
 
@@ -34,9 +33,11 @@ def chunk_states_kernel(
     u_r, u_b, u_t, delta_r, delta_b, delta_t, batch, length, channels, chunk, chunks, reverse, unit,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Grid and inputs as of the forward kernel's. Writes to states (R, B, chunks, N, D) what each chunk makes of 0, and
+    """Grid and inputs as of the forward kernel's. Writes to states (R, B, chunks, C, BN, BD) what each chunk makes of 0, and
     to totals (R, B, chunks, D) the sum of its steps."""
-    row, r, b, k, first, back = place(batch, channels, chunks, reverse, BD)
+    row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
+    width = tl.cdiv(channels, BD)  # in blocks
+    first = block * BD
     lane = tl.arange(0, BD)
     inside = lane < channels - first
     near = tl.minimum(lane, channels - 1 - first)
@@ -48,7 +49,7 @@ def chunk_states_kernel(
     u += r * u_r + b * u_b + token * u_t + first
     delta += r * delta_r + b * delta_b + token * delta_t + first
     B += (row * length + token) * N
-    A = load_states(A + r * N * channels + first, near, lane >= 0, channels, unit, N, BN)
+    A = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
     bias = tl.load(bias + r * channels + first + near)
     h = tl.zeros([BN, BD], tl.float32)
     total = tl.zeros([BD], tl.float32)
@@ -66,7 +67,7 @@ def chunk_states_kernel(
         delta += delta_step
         B += B_step
     here = row * chunks + k
-    store_states(states + here * N * channels + first, h, lane, inside, channels, unit, N, BN)
+    tl.store(in_states(states + (here * width + block) * BN * BD, unit, BN, BD), h)
     tl.store(totals + here * channels + first + lane, total, mask=inside)
 
 
@@ -95,9 +96,11 @@ def chunk_gradients_kernel(
     delta_r, delta_b, delta_t, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid and inputs as of the backward kernel's. Writes to gradients (R, B, chunks, N, D) that of the state before
+    """Grid and inputs as of the backward kernel's. Writes to gradients (R, B, chunks, C, BN, BD) that of the state before
     each chunk if that of the state after it is 0, and to totals (R, B, chunks, D) the sum of its steps."""
-    row, r, b, k, first, back = place(batch, channels, chunks, reverse, BD)
+    row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
+    width = tl.cdiv(channels, BD)  # in blocks
+    first = block * BD
     lane = tl.arange(0, BD)
     inside = lane < channels - first
     near = tl.minimum(lane, channels - 1 - first)
@@ -108,7 +111,7 @@ def chunk_gradients_kernel(
     delta += r * delta_r + b * delta_b + token * delta_t + first
     C += row * outputs * N
     dy += row * outputs * channels + first
-    A = load_states(A + r * N * channels + first, near, lane >= 0, channels, unit, N, BN)
+    A = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
     bias = tl.load(bias + r * channels + first + near)
     j = end - 1
     if query_index is not None:
@@ -133,7 +136,7 @@ def chunk_gradients_kernel(
         total += steps
         delta -= T * delta_step
     here = row * chunks + k
-    store_states(gradients + here * N * channels + first, g, lane, inside, channels, unit, N, BN)
+    tl.store(in_states(gradients + (here * width + block) * BN * BD, unit, BN, BD), g)
     tl.store(totals + here * channels + first + lane, total, mask=inside)
 
 
@@ -142,21 +145,23 @@ def carry_kernel(
     A, states, totals, edge, batch, channels, chunks, unit,
     BACKWARD: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Grid: directions * samples * blocks of channels. Turns ``states`` (R, B, chunks, N, D), what each chunk makes of
-    0, into what enters it; edge (R, B, N, D) enters the first one, or the last one if BACKWARD; None: zeros."""
-    row, r, _, _, first, _ = place(batch, channels, 1, 0, BD)
+    """Grid: directions * samples * blocks of channels. Turns ``states`` (R, B, chunks, C, BN, BD), what each chunk makes of
+    0, into what enters it; edge (R, B, C, BN, BD) enters the first one, or the last one if BACKWARD; None: zeros."""
+    row, r, _, _, block, _ = place(batch, channels, 1, 0, BD)
+    width = tl.cdiv(channels, BD)  # in blocks
+    first = block * BD
     lane = tl.arange(0, BD)
     inside = lane < channels - first
-    A = load_states(A + r * N * channels + first, lane, inside, channels, unit, N, BN)
+    A = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
     h = tl.zeros([BN, BD], tl.float32)
     if edge is not None:
-        h = load_states(edge + row * N * channels + first, lane, inside, channels, unit, N, BN)
+        h = tl.load(in_states(edge + (row * width + block) * BN * BD, unit, BN, BD))
     for i in range(chunks):
         here = row * chunks + i
         if BACKWARD:
             here = row * chunks + chunks - 1 - i
-        at = states + here * N * channels + first
-        own = load_states(at, lane, inside, channels, unit, N, BN)
+        at = in_states(states + (here * width + block) * BN * BD, unit, BN, BD)
+        own = tl.load(at)
         total = tl.load(totals + here * channels + first + lane, mask=inside, other=0.0)
-        store_states(at, h, lane, inside, channels, unit, N, BN)
+        tl.store(at, h)
         h = tl.exp2(A * total[None, :]) * h + own

@@ -17,29 +17,21 @@ INTEGERS = ["batch", "length", "channels", "outputs", "chunk", "chunks", "blocks
 
 @triton.jit
 def place(batch, channels, chunks, reverse, BD: tl.constexpr):
-    """This program's row (direction and sample), direction, sample, chunk, first channel, and whether it runs back."""
+    """This program's row (direction and sample), direction, sample, chunk, block of channels, and whether it runs back."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, BD)
-    first = (program % blocks) * BD
+    block = program % blocks
     chunk = program // blocks % chunks
     row = program // blocks // chunks
     direction = row // batch
     back = direction != reverse  # direction 0 runs back if reverse is 1, direction 1 if it is 0
-    return row.to(tl.int64), direction.to(tl.int64), (row % batch).to(tl.int64), chunk, first, back
+    return row.to(tl.int64), direction.to(tl.int64), (row % batch).to(tl.int64), chunk, block, back
 
 
 @triton.jit
-def load_states(base, lane, inside, channels, unit, N: tl.constexpr, BN: tl.constexpr):
-    """(BN, BD) of (N, D) float32, whose first channel is at ``base``; 0 where there is no state or channel."""
-    n = tl.arange(0, BN)[:, None].to(tl.int64)
-    return tl.load(base + n * channels + lane[None, :] * unit, mask=(n < N) & inside[None, :], other=0.0)
-
-
-@triton.jit
-def store_states(base, x, lane, inside, channels, unit, N: tl.constexpr, BN: tl.constexpr):
-    """The inverse of :func:`load_states`."""
-    n = tl.arange(0, BN)[:, None].to(tl.int64)
-    tl.store(base + n * channels + lane[None, :] * unit, x, mask=(n < N) & inside[None, :])
+def in_states(base, unit, BN: tl.constexpr, BD: tl.constexpr):
+    """Addresses (BN, BD) of a program's state at ``base``: one that a thread must hold, and distances known beforehand."""
+    return (base + tl.arange(0, BD) * unit)[None, :] + tl.arange(0, BN)[:, None] * BD
 
 
 @triton.jit

@@ -10,14 +10,13 @@ import triton.language as tl
 
 from bimba.ops.selective_scan.gpu.common import (
     INTEGERS,
+    in_states,
     load_row,
-    load_states,
     load_tokens,
     place,
     row_of_query,
     step_of_query,
     step_size,
-    store_states,
 )
 
 
@@ -83,12 +82,14 @@ def forward_kernel(
 ):  # fmt: skip
     """Grid: directions * samples * chunks * blocks of BD channels. ``chunk`` steps each, a multiple of BLOCK.
 
-    u, delta (R, B, L, D) with strides u_r, u_b, u_t, 1; A (R, N, D), times log2(e); B (R, B, L, N), C (R, B, Q, N),
-    skip, bias (R, D), all float32; starts (R, B, chunks, N, D) or None for zeros; query_index (Q,) and
-    ranks (2, blocks + 1) int32 (see launch.py) or None for every token; y (R, B, Q, D), last (R, B, N, D),
-    saved (R, B, blocks, N, D), written if SAVE.
+    u, delta (R, B, L, D) with strides u_r, u_b, u_t, 1; A (R, C, BN, BD), times log2(e); B (R, B, L, N), C (R, B, Q, N),
+    skip, bias (R, D), all float32; starts (R, B, chunks, C, BN, BD) or None for zeros; query_index (Q,) and
+    ranks (2, blocks + 1) int32 (see launch.py) or None for every token; y (R, B, Q, D), last (R, B, C, BN, BD),
+    saved (R, B, blocks, C, BN, BD), written if SAVE.
     """
-    row, r, b, k, first, back = place(batch, channels, chunks, reverse, BD)
+    row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
+    width = tl.cdiv(channels, BD)  # in blocks
+    first = block * BD
     lane = tl.arange(0, BD)
     inside = lane < channels - first
     near = tl.minimum(lane, channels - 1 - first)  # threads without a channel repeat the last one and store nothing
@@ -102,15 +103,15 @@ def forward_kernel(
     B += (row * length + token) * N
     C += row * outputs * N
     y += row * outputs * channels + first
-    saved += (row * blocks + begin // BLOCK) * N * channels + first
+    saved += ((row * blocks + begin // BLOCK) * width + block) * BN * BD
 
-    A = load_states(A + r * N * channels + first, near, lane >= 0, channels, unit, N, BN)
+    A = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
     bias = tl.load(bias + r * channels + first + near)
     if skip is not None:
         skip = tl.load(skip + r * channels + first + near)
     h = tl.zeros([BN, BD], tl.float32)
     if starts is not None:
-        h = load_states(starts + (row * chunks + k) * N * channels + first, lane, inside, channels, unit, N, BN)
+        h = tl.load(in_states(starts + ((row * chunks + k) * width + block) * BN * BD, unit, BN, BD))
     j = begin
     if query_index is not None:
         j = tl.load(ranks + back.to(tl.int32) * (blocks + 1) + begin // BLOCK)
@@ -129,8 +130,8 @@ def forward_kernel(
             u_next, delta_next = load_tokens(u, u_step, near, T), load_tokens(delta, delta_step, near, T)
             if SAVE:
                 if s % BLOCK == 0:
-                    store_states(saved, h, lane, inside, channels, unit, N, BN)
-                    saved += N * channels
+                    tl.store(in_states(saved, unit, BN, BD), h)
+                    saved += width * BN * BD
             h, query = scan_tile(
                 h, query, s, u_rows, delta_rows, A, bias, skip, B, B_step, C, y, query_index, lane, inside,
                 channels, length, outputs, back, SOFTPLUS, N, BN, T,
@@ -142,7 +143,7 @@ def forward_kernel(
     for s in range(whole, end):
         if SAVE:
             if s % BLOCK == 0:
-                store_states(saved, h, lane, inside, channels, unit, N, BN)
+                tl.store(in_states(saved, unit, BN, BD), h)
         u_rows, delta_rows = load_tokens(u, u_step, near, 1), load_tokens(delta, delta_step, near, 1)
         h, query = scan_tile(
             h, query, s, u_rows, delta_rows, A, bias, skip, B, B_step, C, y, query_index, lane, inside, channels,
@@ -152,4 +153,4 @@ def forward_kernel(
         delta += delta_step
         B += B_step
     if k == chunks - 1:
-        store_states(last + row * N * channels + first, h, lane, inside, channels, unit, N, BN)
+        tl.store(in_states(last + (row * width + block) * BN * BD, unit, BN, BD), h)

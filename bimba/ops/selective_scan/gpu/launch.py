@@ -6,7 +6,6 @@ import contextlib
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from bimba.ops.selective_scan.gpu import plan
@@ -34,11 +33,12 @@ class _Call:
     def __init__(self, scan: Scan) -> None:
         R, B, L, D, N, Q = scan.shape
         self.scan, self.shape = scan, scan.shape
+        self.state = plan.blocks_shape(D, N)
         self.plan = plan.make_plan(scan, processors(scan.u.device))
         self.tensors: dict[str, Tensor | None] = {
             "u": scan.u,
             "delta": scan.delta,
-            "A": (scan.A.float() * _LOG2E).mT.contiguous(),
+            "A": plan.to_blocks(scan.A.float() * _LOG2E),
             "B": scan.B.float().contiguous(),
             "C": scan.C.float().contiguous() if Q else self.zeros(R, B, 1, N),
             "skip": None if scan.D is None else scan.D.float().contiguous(),
@@ -51,7 +51,7 @@ class _Call:
             **{f"delta_{axis}": stride for axis, stride in zip("rbt", scan.delta.stride(), strict=False)},
             "batch": B, "length": L, "channels": D, "outputs": Q, "chunk": self.plan.chunk,
             "chunks": self.plan.chunks, "blocks": self.plan.blocks, "reverse": int(scan.reverse), "unit": 1,
-            "SOFTPLUS": scan.delta_softplus, "N": N, "BN": triton.next_power_of_2(N), "BD": plan.WARP,
+            "SOFTPLUS": scan.delta_softplus, "N": N, "BN": self.state[1], "BD": plan.WARP,
             "BLOCK": plan.BLOCK,
         }  # fmt: skip
 
@@ -70,9 +70,9 @@ class _Call:
             kernel[(programs,)](**own, **arguments, num_warps=1)
 
     def carried(self, kernel: Any, edge: Tensor | None, backward: bool, **arguments: Any) -> Tensor:
-        """(R, B, chunks, N, D): what enters each chunk, if ``edge`` (R, B, N, D) enters the first (the last)."""
-        R, B, _, D, N, _ = self.shape
-        states, totals = self.new(R, B, self.plan.chunks, N, D), self.new(R, B, self.plan.chunks, D)
+        """(R, B, chunks, C, BN, BD): what enters each chunk if ``edge`` (R, B, C, BN, BD) enters the first (the last)."""
+        R, B, _, D, _, _ = self.shape
+        states, totals = self.new(R, B, self.plan.chunks, *self.state), self.new(R, B, self.plan.chunks, D)
         name = "gradients" if backward else "states"
         self.launch(
             kernel, self.plan.programs * self.plan.chunks, **{name: states}, totals=totals, T=_TILE, **arguments
@@ -86,22 +86,22 @@ def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     R, B, L, D, N, Q = scan.shape
     initial = scan.initial_state
     if 0 in (B, L, D):
-        options = {"dtype": torch.float32, "device": scan.u.device}
+        options: dict[str, Any] = {"dtype": torch.float32, "device": scan.u.device}
         y, saved = torch.zeros(R, B, Q, D, **options), torch.zeros(plan.saved_shape(scan) if save else (0,), **options)
         return y, torch.zeros(R, B, D, N, **options) if initial is None else initial.clone().contiguous(), saved
     if initial is not None:
-        initial = initial.mT.contiguous()
+        initial = plan.to_blocks(initial)
     call = _Call(scan)
     starts = initial
     if call.plan.chunks > 1:
         starts = call.carried(chunk_states_kernel, initial, backward=False)
-    y, last = call.new(R, B, Q, D), call.new(R, B, N, D)
+    y, last = call.new(R, B, Q, D), call.new(R, B, *call.state)
     saved = call.new(*(plan.saved_shape(scan) if save else (0,)))
     call.launch(
         forward_kernel, call.plan.programs * call.plan.chunks, starts=starts, y=y, last=last, saved=saved, SAVE=save,
         T=_TILE,
     )  # fmt: skip
-    return y, last.mT.contiguous(), saved
+    return y, plan.from_blocks(last, D, N), saved
 
 
 def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
@@ -116,21 +116,21 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
     call = _Call(scan)
     chunks, programs = call.plan.chunks, call.plan.programs * call.plan.chunks
     dy = dy if Q else call.zeros(R, B, 1, D)
-    ends = dlast.mT.contiguous().unsqueeze(2)
+    ends = plan.to_blocks(dlast)
     if chunks > 1:
         ends = call.carried(chunk_gradients_kernel, ends, backward=True, dy=dy)
     du, ddelta = call.new(R, B, L, D, dtype=scan.u.dtype), call.new(R, B, L, D, dtype=scan.delta.dtype)
     dB, dC = call.zeros(R, B, L, N), call.zeros(R, B, Q, N)
-    dA, dskip, dbias = call.new(R, B, chunks, N, D), call.new(R, B, chunks, D), call.new(R, B, chunks, D)
-    dstart = call.new(R, B, N, D)
+    dA, dskip, dbias = call.new(R, B, chunks, *call.state), call.new(R, B, chunks, D), call.new(R, B, chunks, D)
+    dstart = call.new(R, B, *call.state)
     slots = plan.BLOCK // _TILE_BACKWARD + _TILE_BACKWARD
     call.launch(
         backward_kernel, programs, saved=saved, ends=ends, dy=dy,
-        scratch=call.new(programs, slots, triton.next_power_of_2(N), plan.WARP), du=du, ddelta=ddelta, dA=dA, dB=dB,
+        scratch=call.new(programs, slots, *call.state[1:]), du=du, ddelta=ddelta, dA=dA, dB=dB,
         dC=dC, dskip=dskip, dbias=dbias, dstart=dstart, T=_TILE_BACKWARD,
     )  # fmt: skip
     grads = (
-        du, ddelta, dA.sum((1, 2)).mT.contiguous(), dB, dC, dskip.sum((1, 2)), dbias.sum((1, 2)),
-        dstart.mT.contiguous(),
+        du, ddelta, plan.from_blocks(dA.sum((1, 2)), D, N), dB, dC, dskip.sum((1, 2)), dbias.sum((1, 2)),
+        plan.from_blocks(dstart, D, N),
     )  # fmt: skip
     return tuple(None if x is None else grad for x, grad in zip(given, grads, strict=True))

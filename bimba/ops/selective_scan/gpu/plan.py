@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bimba.ops.selective_scan.inputs import Scan
 
@@ -19,7 +20,24 @@ def saved_shape(scan: Scan) -> tuple[int, ...]:
     At 7B size (D = 7168, N = 16, 64 frames, both directions) 0.85 GB; u and delta are 3.4 GB in bfloat16.
     """
     R, B, L, D, N, _ = scan.shape
-    return (R, B, -(-L // BLOCK), N, D)
+    return (R, B, -(-L // BLOCK), *blocks_shape(D, N))
+
+
+def blocks_shape(D: int, N: int) -> tuple[int, int, int]:
+    """How D channels of N states lie, block by block of WARP channels, N filled up to a power of two."""
+    return -(-D // WARP), 1 << (N - 1).bit_length(), WARP
+
+
+def to_blocks(x: Tensor) -> Tensor:
+    """(..., D, N) -> (..., C, BN, WARP) float32, filled up with zeros."""
+    D, N = x.shape[-2:]
+    C, BN, _ = blocks_shape(D, N)
+    return F.pad(x.float(), (0, BN - N, 0, C * WARP - D)).unflatten(-2, (C, WARP)).mT.contiguous()
+
+
+def from_blocks(x: Tensor, D: int, N: int) -> Tensor:
+    """The inverse of :func:`to_blocks`; always a copy."""
+    return x.mT.flatten(-3, -2)[..., :D, :N].clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
