@@ -110,8 +110,8 @@ def backward_kernel(
 
     saved: what that wrote; ends (R, B, chunks, C, BN, BD): the gradient of the state after each chunk; dy (R, B, Q, D);
     scratch: (BLOCK / T + T) states (BN, BD) a program. Written: du, ddelta (R, B, L, D) in u's and delta's dtypes;
-    dA (R, B, chunks, C, BN, BD), dskip, dbias (R, B, chunks, D) in float32, to be summed; dstart (R, B, C, BN, BD), the initial
-    state's. Added to: dB (R, B, L, N), dC (R, B, Q, N), float32.
+    dA (R, B, chunks, C, BN, BD), dskip, dbias (R, B, chunks, D) in float32, to be summed; the initial state's dstart
+    (R, B, C, BN, BD). Added to: dB (R, B, L, N), dC (R, B, Q, N), float32.
     """
     row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
@@ -148,55 +148,64 @@ def backward_kernel(
     now, c, dy_row = load_query(j, C, dy, query_index, lane, inside, channels, length, outputs, back, N, BN)
     query = (j, now, c, dy_row, step_of_query(query_index, j - 1, length, outputs, back))
 
+    last = begin + (end - begin - 1) // BLOCK * BLOCK  # the last block's first step; then what is read is at a block's
+    saved += (last // BLOCK).to(tl.int64) * width * BN * BD  # first step, what is written behind the step done last
+    u += last * u_step
+    delta += last * delta_step
+    B += last * B_step
+    du += end * du_step
+    ddelta += end * du_step
+    dB += end * B_step
     for i in range(tl.cdiv(end - begin, BLOCK)):
-        index = tl.cdiv(end, BLOCK) - 1 - i
-        start = index * BLOCK
+        start = last - i * BLOCK
         stop = tl.minimum(start + BLOCK, end)
         whole = start + (stop - start) // T * T
-        h = tl.load(in_states(saved + index.to(tl.int64) * width * BN * BD, unit, BN, BD))
-        u_at, delta_at, B_at = u + start * u_step, delta + start * delta_step, B + start * B_step
+        h = tl.load(in_states(saved, unit, BN, BD))
+        saved -= width * BN * BD
         for _ in range(start, whole, T):
             tl.store(in_states(slot, unit, BN, BD), h)
-            h, _ = advance(h, u_at, u_step, delta_at, delta_step, near, A_bd, bias, B_at, B_step, SOFTPLUS, N, BN, T)
+            h, _ = advance(h, u, u_step, delta, delta_step, near, A_bd, bias, B, B_step, SOFTPLUS, N, BN, T)
             slot += BN * BD
-            u_at += T * u_step
-            delta_at += T * delta_step
-            B_at += T * B_step
+            u += T * u_step
+            delta += T * delta_step
+            B += T * B_step
         for _ in range(whole, stop):
             tl.store(in_states(slot, unit, BN, BD), h)
-            h, _ = advance(h, u_at, u_step, delta_at, delta_step, near, A_bd, bias, B_at, B_step, SOFTPLUS, N, BN, 1)
+            h, _ = advance(h, u, u_step, delta, delta_step, near, A_bd, bias, B, B_step, SOFTPLUS, N, BN, 1)
             slot += BN * BD
-            u_at += u_step
-            delta_at += delta_step
-            B_at += B_step
+            u += u_step
+            delta += delta_step
+            B += B_step
         tl.debug_barrier()  # what was stored to scratch can be read
-        du_at, ddelta_at, dB_at = du + stop * du_step, ddelta + stop * du_step, dB + stop * B_step
         for m in range(stop - whole):
             slot -= BN * BD
-            u_at -= u_step
-            delta_at -= delta_step
-            B_at -= B_step
-            du_at -= du_step
-            ddelta_at -= du_step
-            dB_at -= B_step
+            u -= u_step
+            delta -= delta_step
+            B -= B_step
+            du -= du_step
+            ddelta -= du_step
+            dB -= B_step
             g, query, sums = unscan_tile(
-                g, query, sums, stop - 1 - m, tl.load(in_states(slot, unit, BN, BD)), u_at, u_step, delta_at,
-                delta_step, du_at, du_step, ddelta_at, A_bd, bias, skip, B_at, dB_at, B_step, C, dC, dy, query_index,
+                g, query, sums, stop - 1 - m, tl.load(in_states(slot, unit, BN, BD)), u, u_step, delta,
+                delta_step, du, du_step, ddelta, A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index,
                 lane, inside, near, channels, length, outputs, back, SOFTPLUS, N, BN, 1,
             )  # fmt: skip
         for m in range((whole - start) // T):
             slot -= BN * BD
-            u_at -= T * u_step
-            delta_at -= T * delta_step
-            B_at -= T * B_step
-            du_at -= T * du_step
-            ddelta_at -= T * du_step
-            dB_at -= T * B_step
+            u -= T * u_step
+            delta -= T * delta_step
+            B -= T * B_step
+            du -= T * du_step
+            ddelta -= T * du_step
+            dB -= T * B_step
             g, query, sums = unscan_tile(
-                g, query, sums, whole - T - m * T, tl.load(in_states(slot, unit, BN, BD)), u_at, u_step, delta_at,
-                delta_step, du_at, du_step, ddelta_at, A_bd, bias, skip, B_at, dB_at, B_step, C, dC, dy, query_index,
+                g, query, sums, whole - T - m * T, tl.load(in_states(slot, unit, BN, BD)), u, u_step, delta,
+                delta_step, du, du_step, ddelta, A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index,
                 lane, inside, near, channels, length, outputs, back, SOFTPLUS, N, BN, T,
             )  # fmt: skip
+        u -= BLOCK * u_step
+        delta -= BLOCK * delta_step
+        B -= BLOCK * B_step
 
     dA_sum, dskip_sum, dbias_sum = sums
     here = row * chunks + k

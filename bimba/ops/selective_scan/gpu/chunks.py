@@ -33,8 +33,8 @@ def chunk_states_kernel(
     u_r, u_b, u_t, delta_r, delta_b, delta_t, batch, length, channels, chunk, chunks, reverse, unit,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Grid and inputs as of the forward kernel's. Writes to states (R, B, chunks, C, BN, BD) what each chunk makes of 0, and
-    to totals (R, B, chunks, D) the sum of its steps."""
+    """Grid and inputs as of the forward kernel's. Writes what each chunk makes of 0 to states (R, B, chunks, C, BN, BD)
+    and the sum of its steps to totals (R, B, chunks, D)."""
     row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
@@ -96,8 +96,8 @@ def chunk_gradients_kernel(
     delta_r, delta_b, delta_t, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid and inputs as of the backward kernel's. Writes to gradients (R, B, chunks, C, BN, BD) that of the state before
-    each chunk if that of the state after it is 0, and to totals (R, B, chunks, D) the sum of its steps."""
+    """Grid and inputs as of the backward kernel's. Writes to gradients (R, B, chunks, C, BN, BD) that of the state
+    before each chunk if that of the state after it is 0, and to totals (R, B, chunks, D) the sum of its steps."""
     row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
@@ -145,8 +145,8 @@ def carry_kernel(
     A, states, totals, edge, batch, channels, chunks, unit,
     BACKWARD: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Grid: directions * samples * blocks of channels. Turns ``states`` (R, B, chunks, C, BN, BD), what each chunk makes of
-    0, into what enters it; edge (R, B, C, BN, BD) enters the first one, or the last one if BACKWARD; None: zeros."""
+    """Grid: directions * samples * blocks of channels. Turns ``states`` (R, B, chunks, C, BN, BD), what each chunk makes
+    of 0, into what enters it; edge (R, B, C, BN, BD) enters the first one, or the last one if BACKWARD; None: zeros."""
     row, r, _, _, block, _ = place(batch, channels, 1, 0, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD

@@ -17,7 +17,7 @@ INTEGERS = ["batch", "length", "channels", "outputs", "chunk", "chunks", "blocks
 
 @triton.jit
 def place(batch, channels, chunks, reverse, BD: tl.constexpr):
-    """This program's row (direction and sample), direction, sample, chunk, block of channels, and whether it runs back."""
+    """This program's row (direction and sample), direction, sample, chunk, block of channels; whether it runs back."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, BD)
     block = program % blocks
@@ -30,7 +30,7 @@ def place(batch, channels, chunks, reverse, BD: tl.constexpr):
 
 @triton.jit
 def in_states(base, unit, BN: tl.constexpr, BD: tl.constexpr):
-    """Addresses (BN, BD) of a program's state at ``base``: one that a thread must hold, and distances known beforehand."""
+    """Addresses (BN, BD) of a state at ``base``: a thread holds one, the distances to the others are constants."""
     return (base + tl.arange(0, BD) * unit)[None, :] + tl.arange(0, BN)[:, None] * BD
 
 

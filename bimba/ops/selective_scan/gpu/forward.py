@@ -82,8 +82,8 @@ def forward_kernel(
 ):  # fmt: skip
     """Grid: directions * samples * chunks * blocks of BD channels. ``chunk`` steps each, a multiple of BLOCK.
 
-    u, delta (R, B, L, D) with strides u_r, u_b, u_t, 1; A (R, C, BN, BD), times log2(e); B (R, B, L, N), C (R, B, Q, N),
-    skip, bias (R, D), all float32; starts (R, B, chunks, C, BN, BD) or None for zeros; query_index (Q,) and
+    u, delta (R, B, L, D) with strides u_r, u_b, u_t, 1; A (R, C, BN, BD), times log2(e); B (R, B, L, N),
+    C (R, B, Q, N), skip, bias (R, D), all float32; starts (R, B, chunks, C, BN, BD) or None for zeros; query_index (Q,) and
     ranks (2, blocks + 1) int32 (see launch.py) or None for every token; y (R, B, Q, D), last (R, B, C, BN, BD),
     saved (R, B, blocks, C, BN, BD), written if SAVE.
     """

@@ -70,7 +70,7 @@ class _Call:
             kernel[(programs,)](**own, **arguments, num_warps=1)
 
     def carried(self, kernel: Any, edge: Tensor | None, backward: bool, **arguments: Any) -> Tensor:
-        """(R, B, chunks, C, BN, BD): what enters each chunk if ``edge`` (R, B, C, BN, BD) enters the first (the last)."""
+        """What enters each chunk, (R, B, chunks, C, BN, BD), if ``edge`` (R, B, C, BN, BD) enters the first or last."""
         R, B, _, D, _, _ = self.shape
         states, totals = self.new(R, B, self.plan.chunks, *self.state), self.new(R, B, self.plan.chunks, D)
         name = "gradients" if backward else "states"
