@@ -270,9 +270,9 @@ def test_without_gradients_nothing_is_saved():
     assert torch.equal(y, y_too) and torch.equal(last, last_too)
 
 
-def test_ranks_count_the_queries_before_each_block(small_blocks):
+def test_the_next_query_at_each_block(small_blocks):
     queries = torch.tensor([0, 7, 8, 12, 20], device=DEVICE)
-    assert plan.ranks(queries, 21, 3).tolist() == [[0, 2, 4, 5], [0, 1, 4, 5]]
+    assert plan.next_query(queries, 21, 3).tolist() == [[0, 2, 4, 5], [4, 3, 0, -1]]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ How the work is dealt out, in all of them:
   channel with all its N states in registers: the sum over states needs no other thread, neighbouring threads read
   neighbouring channels, and a row of B or C serves the whole warp.
 * Both directions run in one launch. A direction is a part of the program's number; it changes addresses and no more.
-* A program counts *steps* s = 0, 1, ... in the order of its scan: step s is at token s, or L - 1 - s when it runs
-  backwards. Queries are counted likewise: j is the j-th one met.
+* Chunks, blocks and tiles are counted in *steps*, the order of the scan: step s is at token s, or L - 1 - s where the
+  scan runs backwards. ``forth``, 1 or -1, leads from a token, a row or a query to the next one.
 * Long sequences are walked in tiles of ``T`` steps: the decays of a tile first, which do not wait for each other, then
   the steps. Where there are too few programs to fill the GPU, the steps are cut into chunks (see chunks.py).
 * States lie as programs use them, (..., C, BN, BD) float32: block of channels, state (BN is N filled up to a power of

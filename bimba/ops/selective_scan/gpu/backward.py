@@ -28,9 +28,9 @@ from bimba.ops.selective_scan.gpu.common import (
     load_tokens,
     place,
     row_of_query,
-    step_of_query,
     step_size,
     sum_over_channels,
+    token_of_query,
 )
 from bimba.ops.selective_scan.gpu.forward import advance
 
@@ -39,27 +39,30 @@ from bimba.ops.selective_scan.gpu.forward import advance
 def add_to_row(base, x, N: tl.constexpr, BN: tl.constexpr):
     """Adds (BN,) to (N,) float32 at ``base``, to which other programs add too."""
     n = tl.arange(0, BN)
-    tl.atomic_add(base + n, x, mask=n < N, sem="relaxed")
+    if N == BN:
+        tl.atomic_add(base + n, x, sem="relaxed")
+    else:
+        tl.atomic_add(base + n, x, mask=n < N, sem="relaxed")
 
 
 @triton.jit
-def load_query(j, C, dy, query_index, lane, inside, channels, length, outputs, back, N: tl.constexpr, BN: tl.constexpr):
-    """The step of query j, its rows of C (BN,) and dy (BD,); step -1 and zeros where there is none."""
-    now = step_of_query(query_index, j, length, outputs, back)
-    q = row_of_query(j, outputs, back)
-    return now, load_row(C + q * N, N, BN), tl.load(dy + q * channels + lane, mask=inside & (j >= 0), other=0.0)
+def load_query(q, C, dy, lane, inside, channels, outputs, N: tl.constexpr, BN: tl.constexpr):
+    """Query q's rows of C (BN,) and dy (BD,); of dy zeros where there is no channel."""
+    row = row_of_query(q, outputs)
+    return load_row(C + row * N, N, BN), tl.load(dy + row * channels + lane, mask=inside, other=0.0)
 
 
 @triton.jit
 def unscan_tile(
-    g, query, sums, s, h, u, u_step, delta, delta_step, du, du_step, ddelta, A, bias, skip, B, dB, B_step, C, dC, dy,
-    query_index, lane, inside, near, channels, length, outputs, back,
+    g, query, sums, token, forth, h, u, u_step, delta, delta_step, du, du_step, ddelta, A, bias, skip, B, dB, B_step, C,
+    dC, dy, query_index, lane, inside, near, channels, outputs,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Steps s + T - 1 ... s: g before them, the next query to be met, and the sums. All addresses are those of step s.
+    """T steps back, from token ``token + (T - 1) forth`` to ``token``, where all addresses are: g before them, the next
+    query to be met, and the sums.
 
-    ``h`` is the state before step s, ``query`` is (j, step of query j, its rows of C and dy, step of query j - 1),
-    ``sums`` is (dA (BN, BD), dskip, dbias (BD,)).
+    ``h`` is the state before the tile, ``query`` is (q, its token, the token of the one to be met after it, its rows of
+    C and dy), ``sums`` is (dA (BN, BD), dskip, dbias (BD,)).
     """
     u_rows, delta_rows = load_tokens(u, u_step, near, T), load_tokens(delta, delta_step, near, T)
     steps, slopes, decays, states = (), (), (), (h,)
@@ -70,21 +73,21 @@ def unscan_tile(
     for t in tl.static_range(T):
         b = load_row(B + t * B_step, N, BN)
         states = states + (decays[t] * states[t] + (steps[t] * u_rows[t])[None, :] * b[:, None],)
-    j, now, c, dy_row, before = query
+    q, now, before, c, dy_row = query
     dA, dskip, dbias = sums
     for t in tl.static_range(T - 1, -1, -1):
         direct = tl.zeros_like(steps[t])
-        if now == s + t:
+        if now == token + t * forth:
             g += c[:, None] * dy_row[None, :]
             dC_row = sum_over_channels(states[t + 1] * dy_row[None, :])
-            add_to_row(dC + row_of_query(j, outputs, back) * N, dC_row, N, BN)
+            add_to_row(dC + row_of_query(q, outputs) * N, dC_row, N, BN)
             if skip is not None:
                 direct = skip * dy_row
                 dskip += dy_row * u_rows[t]
-            j -= 1
+            q -= forth
             now = before
-            _, c, dy_row = load_query(j, C, dy, query_index, lane, inside, channels, length, outputs, back, N, BN)
-            before = step_of_query(query_index, j - 1, length, outputs, back)
+            before = token_of_query(query_index, q - forth, outputs)
+            c, dy_row = load_query(q, C, dy, lane, inside, channels, outputs, N, BN)
         b = load_row(B + t * B_step, N, BN)
         dgain = tl.sum(g * b[:, None], axis=0)
         add_to_row(dB + t * B_step, sum_over_channels(g * (steps[t] * u_rows[t])[None, :]), N, BN)
@@ -95,12 +98,12 @@ def unscan_tile(
         dbias += dstep
         tl.store(du + t * du_step + lane, direct + dgain * steps[t], mask=inside)
         tl.store(ddelta + t * du_step + lane, dstep, mask=inside)
-    return g, (j, now, c, dy_row, before), (dA, dskip, dbias)
+    return g, (q, now, before, c, dy_row), (dA, dskip, dbias)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def backward_kernel(
-    u, delta, A, B, C, skip, bias, saved, ends, query_index, ranks, dy, scratch,
+    u, delta, A, B, C, skip, bias, saved, ends, query_index, next_query, dy, scratch,
     du, ddelta, dA, dB, dC, dskip, dbias, dstart,
     u_r, u_b, u_t, delta_r, delta_b, delta_t, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
     SOFTPLUS: tl.constexpr,
@@ -121,15 +124,16 @@ def backward_kernel(
     near = tl.minimum(lane, channels - 1 - first)  # threads without a channel repeat the last one with g = 0
     begin = k * chunk
     end = tl.minimum(begin + chunk, length)
-    token = tl.where(back, length - 1, 0).to(tl.int64)
-    forth = tl.where(back, -1, 1).to(tl.int64)
-    u_step, delta_step, du_step, B_step = forth * u_t, forth * delta_t, forth * channels, forth * N
-    u += r * u_r + b * u_b + token * u_t + first
-    delta += r * delta_r + b * delta_b + token * delta_t + first
-    du += (row * length + token) * channels + first
-    ddelta += (row * length + token) * channels + first
-    B += (row * length + token) * N
-    dB += (row * length + token) * N
+    origin = tl.where(back, length - 1, 0)
+    forth = tl.where(back, -1, 1)
+    far = forth.to(tl.int64)
+    u_step, delta_step, du_step, B_step = far * u_t, far * delta_t, far * channels, far * N
+    u += r * u_r + b * u_b + origin.to(tl.int64) * u_t + first
+    delta += r * delta_r + b * delta_b + origin.to(tl.int64) * delta_t + first
+    du += (row * length + origin) * channels + first
+    ddelta += (row * length + origin) * channels + first
+    B += (row * length + origin) * N
+    dB += (row * length + origin) * N
     C += row * outputs * N
     dC += row * outputs * N
     dy += row * outputs * channels + first
@@ -142,11 +146,14 @@ def backward_kernel(
         skip = tl.load(skip + r * channels + first + near)
     g = tl.load(in_states(ends + ((row * chunks + k) * width + block) * BN * BD, unit, BN, BD))
     sums = (tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32))
-    j = end - 1
+    q = origin + end * forth
     if query_index is not None:
-        j = tl.load(ranks + back.to(tl.int32) * (blocks + 1) + tl.cdiv(end, BLOCK)) - 1
-    now, c, dy_row = load_query(j, C, dy, query_index, lane, inside, channels, length, outputs, back, N, BN)
-    query = (j, now, c, dy_row, step_of_query(query_index, j - 1, length, outputs, back))
+        q = tl.load(next_query + back.to(tl.int32) * (blocks + 1) + tl.cdiv(end, BLOCK))
+    q -= forth
+    now = token_of_query(query_index, q, outputs)
+    before = token_of_query(query_index, q - forth, outputs)
+    c, dy_row = load_query(q, C, dy, lane, inside, channels, outputs, N, BN)
+    query = (q, now, before, c, dy_row)
 
     last = begin + (end - begin - 1) // BLOCK * BLOCK  # the last block's first step; then what is read is at a block's
     saved += (last // BLOCK).to(tl.int64) * width * BN * BD  # first step, what is written behind the step done last
@@ -186,9 +193,9 @@ def backward_kernel(
             ddelta -= du_step
             dB -= B_step
             g, query, sums = unscan_tile(
-                g, query, sums, stop - 1 - m, tl.load(in_states(slot, unit, BN, BD)), u, u_step, delta,
-                delta_step, du, du_step, ddelta, A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index,
-                lane, inside, near, channels, length, outputs, back, SOFTPLUS, N, BN, 1,
+                g, query, sums, origin + (stop - 1 - m) * forth, forth, tl.load(in_states(slot, unit, BN, BD)), u, u_step,
+                delta, delta_step, du, du_step, ddelta, A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index, lane,
+                inside, near, channels, outputs, SOFTPLUS, N, BN, 1,
             )  # fmt: skip
         for m in range((whole - start) // T):
             slot -= BN * BD
@@ -199,9 +206,9 @@ def backward_kernel(
             ddelta -= T * du_step
             dB -= T * B_step
             g, query, sums = unscan_tile(
-                g, query, sums, whole - T - m * T, tl.load(in_states(slot, unit, BN, BD)), u, u_step, delta,
-                delta_step, du, du_step, ddelta, A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index,
-                lane, inside, near, channels, length, outputs, back, SOFTPLUS, N, BN, T,
+                g, query, sums, origin + (whole - T - m * T) * forth, forth, tl.load(in_states(slot, unit, BN, BD)), u, u_step,
+                delta, delta_step, du, du_step, ddelta, A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index, lane,
+                inside, near, channels, outputs, SOFTPLUS, N, BN, T,
             )  # fmt: skip
         u -= BLOCK * u_step
         delta -= BLOCK * delta_step

@@ -22,7 +22,7 @@ from bimba.ops.selective_scan.gpu.common import (
     load_tokens,
     place,
     row_of_query,
-    step_of_query,
+    token_of_query,
 )
 from bimba.ops.selective_scan.gpu.forward import advance, decays_and_gains
 
@@ -73,26 +73,26 @@ def chunk_states_kernel(
 
 @triton.jit
 def retreat(
-    g, j, now, s, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside, channels, length, outputs, back,
+    g, q, now, token, forth, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside, channels, outputs,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the state before steps s + T - 1 ... s, the next query, and the sum of the steps."""
+    """T steps back to ``token``: the gradient of the state, the next query and its token, and the sum of the steps."""
     delta_rows = load_tokens(delta, delta_step, near, T)
     decays, _, total = decays_and_gains(delta_rows, delta_rows, A, bias, SOFTPLUS, T)
     for t in tl.static_range(T - 1, -1, -1):
-        if now == s + t:
-            q = row_of_query(j, outputs, back)
-            dy_row = tl.load(dy + q * channels + lane, mask=inside, other=0.0)
-            g += load_row(C + q * N, N, BN)[:, None] * dy_row[None, :]
-            j -= 1
-            now = step_of_query(query_index, j, length, outputs, back)
+        if now == token + t * forth:
+            row = row_of_query(q, outputs)
+            dy_row = tl.load(dy + row * channels + lane, mask=inside, other=0.0)
+            g += load_row(C + row * N, N, BN)[:, None] * dy_row[None, :]
+            q -= forth
+            now = token_of_query(query_index, q, outputs)
         g = decays[t] * g
-    return g, j, now, total
+    return g, q, now, total
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def chunk_gradients_kernel(
-    delta, A, C, bias, query_index, ranks, dy, gradients, totals,
+    delta, A, C, bias, query_index, next_query, dy, gradients, totals,
     delta_r, delta_b, delta_t, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -106,34 +106,38 @@ def chunk_gradients_kernel(
     near = tl.minimum(lane, channels - 1 - first)
     begin = k * chunk
     end = tl.minimum(begin + chunk, length)
-    token = tl.where(back, length - end, end - 1).to(tl.int64)  # the chunk's last step's
-    delta_step = tl.where(back, -1, 1).to(tl.int64) * delta_t
-    delta += r * delta_r + b * delta_b + token * delta_t + first
+    token = tl.where(back, length - end, end - 1)  # the chunk's last step's
+    forth = tl.where(back, -1, 1)
+    delta_step = forth.to(tl.int64) * delta_t
+    delta += r * delta_r + b * delta_b + token.to(tl.int64) * delta_t + first
     C += row * outputs * N
     dy += row * outputs * channels + first
     A = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
     bias = tl.load(bias + r * channels + first + near)
-    j = end - 1
+    q = token
     if query_index is not None:
-        j = tl.load(ranks + back.to(tl.int32) * (blocks + 1) + tl.cdiv(end, BLOCK)) - 1
-    now = step_of_query(query_index, j, length, outputs, back)
+        q = tl.load(next_query + back.to(tl.int32) * (blocks + 1) + tl.cdiv(end, BLOCK)) - forth
+    now = token_of_query(query_index, q, outputs)
     g = tl.zeros([BN, BD], tl.float32)
     total = tl.zeros([BD], tl.float32)
     tiles = (end - begin) // T
-    for i in range(end - begin - tiles * T):
-        g, j, now, steps = retreat(
-            g, j, now, end - 1 - i, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside, channels,
-            length, outputs, back, SOFTPLUS, N, BN, 1,
+    for _ in range(end - begin - tiles * T):
+        g, q, now, steps = retreat(
+            g, q, now, token, forth, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside, channels,
+            outputs, SOFTPLUS, N, BN, 1,
         )  # fmt: skip
         total += steps
+        token -= forth
         delta -= delta_step
+    token -= (T - 1) * forth
     delta -= (T - 1) * delta_step
-    for i in range(tiles):
-        g, j, now, steps = retreat(
-            g, j, now, begin + (tiles - 1 - i) * T, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside,
-            channels, length, outputs, back, SOFTPLUS, N, BN, T,
+    for _ in range(tiles):
+        g, q, now, steps = retreat(
+            g, q, now, token, forth, delta, delta_step, near, A, bias, C, dy, query_index, lane, inside, channels,
+            outputs, SOFTPLUS, N, BN, T,
         )  # fmt: skip
         total += steps
+        token -= T * forth
         delta -= T * delta_step
     here = row * chunks + k
     tl.store(in_states(gradients + (here * width + block) * BN * BD, unit, BN, BD), g)
@@ -145,8 +149,8 @@ def carry_kernel(
     A, states, totals, edge, batch, channels, chunks, unit,
     BACKWARD: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Grid: directions * samples * blocks of channels. Turns ``states`` (R, B, chunks, C, BN, BD), what each chunk makes
-    of 0, into what enters it; edge (R, B, C, BN, BD) enters the first one, or the last one if BACKWARD; None: zeros."""
+    """Grid: directions * samples * blocks of channels. ``states`` (R, B, chunks, C, BN, BD) is what each chunk makes of
+    0, and becomes what enters it; edge (R, B, C, BN, BD) enters the first, or the last if BACKWARD; None: zeros."""
     row, r, _, _, block, _ = place(batch, channels, 1, 0, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD

@@ -85,21 +85,19 @@ def step_size(delta, bias, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def step_of_query(query_index, j, length, outputs, back):
-    """The step at which the j-th query is met, -1 if there is no such query. Without an index, every step is one."""
+def token_of_query(query_index, q, outputs):
+    """The token of query q, which is row q of y, dy and C; -1 if there is no such query. No index: token q."""
+    exists = (q >= 0) & (q < outputs)
     if query_index is None:
-        return j
+        return tl.where(exists, q, -1)
     else:
-        exists = (j >= 0) & (j < outputs)
-        token = tl.load(query_index + tl.where(back, outputs - 1 - j, j), mask=exists, other=0)
-        return tl.where(exists, tl.where(back, length - 1 - token, token), -1)
+        return tl.load(query_index + q, mask=exists, other=-1)
 
 
 @triton.jit
-def row_of_query(j, outputs, back):
-    """Which row of y, dy and C the j-th query has, int64; row 0 if there is no such query."""
-    j = tl.maximum(tl.minimum(j, outputs - 1), 0)
-    return tl.where(back, tl.maximum(outputs - 1 - j, 0), j).to(tl.int64)
+def row_of_query(q, outputs):
+    """Where to read for query q, int64: its row, or one that exists if it does not (row 0 if there is none at all)."""
+    return tl.maximum(tl.minimum(q, outputs - 1), 0).to(tl.int64)
 
 
 @triton.jit

@@ -15,8 +15,8 @@ from bimba.ops.selective_scan.gpu.common import (
     load_tokens,
     place,
     row_of_query,
-    step_of_query,
     step_size,
+    token_of_query,
 )
 
 
@@ -47,35 +47,35 @@ def advance(
 
 @triton.jit
 def scan_tile(
-    h, query, s, u_rows, delta_rows, A, bias, skip, B, B_step, C, y, query_index, lane, inside, channels,
-    length, outputs, back,
+    h, query, token, forth, u_rows, delta_rows, A, bias, skip, B, B_step, C, y, query_index, lane, inside, channels,
+    outputs,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Steps s ... s + T - 1: the state after them, and the next query.
+    """T steps, at tokens ``token``, ``token + forth``, ...: the state after them, and the next query.
 
-    ``query`` is (j, the step of query j, the step of query j + 1, row j of C). What is read of a query is read when the
-    one before is met, so that no step waits for memory.
+    ``query`` is (q, the next query to be met; its token; the token of the one after it; row q of C). What is read of a
+    query is read when the one before it is met, so that no step waits for memory.
     """
     decays, gains, _ = decays_and_gains(u_rows, delta_rows, A, bias, SOFTPLUS, T)
-    j, now, after, c = query
+    q, now, after, c = query
     for t in tl.static_range(T):
         h = decays[t] * h + gains[t][None, :] * load_row(B, N, BN)[:, None]
         B += B_step
-        if now == s + t:
+        if now == token + t * forth:
             out = tl.sum(h * c[:, None], axis=0)
             if skip is not None:
                 out += skip * u_rows[t]
-            tl.store(y + row_of_query(j, outputs, back) * channels + lane, out, mask=inside)
-            j += 1
+            tl.store(y + row_of_query(q, outputs) * channels + lane, out, mask=inside)
+            q += forth
             now = after
-            after = step_of_query(query_index, j + 1, length, outputs, back)
-            c = load_row(C + row_of_query(j, outputs, back) * N, N, BN)
-    return h, (j, now, after, c)
+            after = token_of_query(query_index, q + forth, outputs)
+            c = load_row(C + row_of_query(q, outputs) * N, N, BN)
+    return h, (q, now, after, c)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def forward_kernel(
-    u, delta, A, B, C, skip, bias, starts, query_index, ranks, y, last, saved,
+    u, delta, A, B, C, skip, bias, starts, query_index, next_query, y, last, saved,
     u_r, u_b, u_t, delta_r, delta_b, delta_t, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
     SOFTPLUS: tl.constexpr, SAVE: tl.constexpr,
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
@@ -83,9 +83,9 @@ def forward_kernel(
     """Grid: directions * samples * chunks * blocks of BD channels. ``chunk`` steps each, a multiple of BLOCK.
 
     u, delta (R, B, L, D) with strides u_r, u_b, u_t, 1; A (R, C, BN, BD), times log2(e); B (R, B, L, N),
-    C (R, B, Q, N), skip, bias (R, D), all float32; starts (R, B, chunks, C, BN, BD) or None for zeros; query_index (Q,) and
-    ranks (2, blocks + 1) int32 (see launch.py) or None for every token; y (R, B, Q, D), last (R, B, C, BN, BD),
-    saved (R, B, blocks, C, BN, BD), written if SAVE.
+    C (R, B, Q, N), skip, bias (R, D), all float32; starts (R, B, chunks, C, BN, BD) or None for zeros;
+    query_index (Q,) and next_query (2, blocks + 1) int32 (see plan.py), or None where every token is a query;
+    y (R, B, Q, D), last (R, B, C, BN, BD), saved (R, B, blocks, C, BN, BD), written if SAVE.
     """
     row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
@@ -95,11 +95,12 @@ def forward_kernel(
     near = tl.minimum(lane, channels - 1 - first)  # threads without a channel repeat the last one and store nothing
     begin = k * chunk
     end = tl.minimum(begin + chunk, length)
-    token = tl.where(back, length - 1 - begin, begin).to(tl.int64)
-    forth = tl.where(back, -1, 1).to(tl.int64)
-    u_step, delta_step, B_step = forth * u_t, forth * delta_t, forth * N
-    u += r * u_r + b * u_b + token * u_t + first
-    delta += r * delta_r + b * delta_b + token * delta_t + first
+    token = tl.where(back, length - 1 - begin, begin)
+    forth = tl.where(back, -1, 1)
+    far = forth.to(tl.int64)
+    u_step, delta_step, B_step = far * u_t, far * delta_t, far * N
+    u += r * u_r + b * u_b + token.to(tl.int64) * u_t + first
+    delta += r * delta_r + b * delta_b + token.to(tl.int64) * delta_t + first
     B += (row * length + token) * N
     C += row * outputs * N
     y += row * outputs * channels + first
@@ -112,12 +113,12 @@ def forward_kernel(
     h = tl.zeros([BN, BD], tl.float32)
     if starts is not None:
         h = tl.load(in_states(starts + ((row * chunks + k) * width + block) * BN * BD, unit, BN, BD))
-    j = begin
+    q = token
     if query_index is not None:
-        j = tl.load(ranks + back.to(tl.int32) * (blocks + 1) + begin // BLOCK)
-    now = step_of_query(query_index, j, length, outputs, back)
-    after = step_of_query(query_index, j + 1, length, outputs, back)
-    query = (j, now, after, load_row(C + row_of_query(j, outputs, back) * N, N, BN))
+        q = tl.load(next_query + back.to(tl.int32) * (blocks + 1) + begin // BLOCK)
+    now = token_of_query(query_index, q, outputs)
+    after = token_of_query(query_index, q + forth, outputs)
+    query = (q, now, after, load_row(C + row_of_query(q, outputs) * N, N, BN))
 
     tiles = (end - begin) // T
     whole = begin + tiles * T
@@ -133,9 +134,10 @@ def forward_kernel(
                     tl.store(in_states(saved, unit, BN, BD), h)
                     saved += width * BN * BD
             h, query = scan_tile(
-                h, query, s, u_rows, delta_rows, A, bias, skip, B, B_step, C, y, query_index, lane, inside,
-                channels, length, outputs, back, SOFTPLUS, N, BN, T,
+                h, query, token, forth, u_rows, delta_rows, A, bias, skip, B, B_step, C, y, query_index, lane, inside,
+                channels, outputs, SOFTPLUS, N, BN, T,
             )  # fmt: skip
+            token += T * forth
             B += T * B_step
             u_rows, delta_rows = u_next, delta_next
         u += T * u_step
@@ -146,9 +148,10 @@ def forward_kernel(
                 tl.store(in_states(saved, unit, BN, BD), h)
         u_rows, delta_rows = load_tokens(u, u_step, near, 1), load_tokens(delta, delta_step, near, 1)
         h, query = scan_tile(
-            h, query, s, u_rows, delta_rows, A, bias, skip, B, B_step, C, y, query_index, lane, inside, channels,
-            length, outputs, back, SOFTPLUS, N, BN, 1,
+            h, query, token, forth, u_rows, delta_rows, A, bias, skip, B, B_step, C, y, query_index, lane, inside,
+            channels, outputs, SOFTPLUS, N, BN, 1,
         )  # fmt: skip
+        token += forth
         u += u_step
         delta += delta_step
         B += B_step

@@ -44,7 +44,7 @@ class _Call:
             "skip": None if scan.D is None else scan.D.float().contiguous(),
             "bias": self.zeros(R, D) if scan.delta_bias is None else scan.delta_bias.float().contiguous(),
             "query_index": None if scan.query_index is None else scan.query_index.to(torch.int32).contiguous(),
-            "ranks": None if scan.query_index is None else plan.ranks(scan.query_index, L, self.plan.blocks),
+            "next_query": None if scan.query_index is None else plan.next_query(scan.query_index, L, self.plan.blocks),
         }
         self.numbers: dict[str, Any] = {
             **{f"u_{axis}": stride for axis, stride in zip("rbt", scan.u.stride(), strict=False)},

@@ -66,9 +66,11 @@ def make_plan(scan: Scan, processors: int) -> Plan:
     return Plan(programs, -(-blocks // per_chunk), per_chunk * BLOCK, blocks)
 
 
-def ranks(query_index: Tensor, length: int, blocks: int) -> Tensor:
-    """(2, blocks + 1) int32: how many queries a scan has met before each block, forwards and backwards."""
+def next_query(query_index: Tensor, length: int, blocks: int) -> Tensor:
+    """(2, blocks + 1) int32: the query that a scan meets next when it enters each block, forwards and backwards.
+
+    It need not be in that block, and where none is left it is one that does not exist, Q or -1.
+    """
     edges = (torch.arange(blocks + 1, device=query_index.device) * BLOCK).clamp(max=length)
-    forwards = torch.searchsorted(query_index, edges)
-    backwards = query_index.numel() - torch.searchsorted(query_index, length - edges)
-    return torch.stack([forwards, backwards]).to(torch.int32)
+    forwards, backwards = (torch.searchsorted(query_index, x) for x in (edges, length - edges))
+    return torch.stack([forwards, backwards - 1]).to(torch.int32)
