@@ -24,6 +24,7 @@ from bimba.ops.selective_scan.gpu.common import (
     INTEGERS,
     LN2,
     in_states,
+    lanes,
     load_row,
     load_tokens,
     place,
@@ -54,20 +55,25 @@ def load_query(q, C, dy, lane, inside, channels, outputs, N: tl.constexpr, BN: t
 
 @triton.jit
 def unscan_tile(
-    g, query, sums, token, forth, h, u, u_step, delta, delta_step, du, du_step, ddelta, A, bias, skip, B, dB, B_step, C,
-    dC, dy, query_index, lane, inside, near, channels, outputs,
+    g, query, sums, token, forth, full, h, u, delta, du, ddelta, row_step, A, bias, skip, B, dB, B_step, C, dC, dy,
+    query_index, lane, inside, near, channels, outputs,
     SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """T steps back, from token ``token + (T - 1) forth`` to ``token``, where all addresses are: g before them, the next
-    query to be met, and the sums.
+    """Two steps back, from token ``token + forth`` to ``token``, where all addresses are: g before them, the next query
+    to be met, and the sums. If not ``full``, the step at ``token`` only.
 
     ``h`` is the state before the tile, ``query`` is (q, its token, the token of the one to be met after it, its rows of
     C and dy), ``sums`` is (dA (BN, BD), dskip, dbias (BD,)).
     """
-    u_rows, delta_rows = load_tokens(u, u_step, near, T), load_tokens(delta, delta_step, near, T)
+    tl.static_assert(T == 2)
+    # Without a second step one of no size is done, at the addresses of the first, which then stores over it.
+    row_step, B_step = tl.where(full, row_step, 0), tl.where(full, B_step, 0)
+    u_rows, delta_rows = load_tokens(u, row_step, near, T), load_tokens(delta, row_step, near, T)
     steps, slopes, decays, states = (), (), (), (h,)
     for t in tl.static_range(T):
         step, slope = step_size(delta_rows[t], bias, SOFTPLUS)
+        if t == 1:
+            step, slope = tl.where(full, step, 0.0), tl.where(full, slope, 0.0)
         steps, slopes = steps + (step,), slopes + (slope,)
         decays = decays + (tl.exp2(A * step[None, :]),)
     for t in tl.static_range(T):
@@ -96,8 +102,8 @@ def unscan_tile(
         dA += e * steps[t][None, :]
         dstep = (tl.sum(e * A, axis=0) * LN2 + dgain * u_rows[t]) * slopes[t]
         dbias += dstep
-        tl.store(du + t * du_step + lane, direct + dgain * steps[t], mask=inside)
-        tl.store(ddelta + t * du_step + lane, dstep, mask=inside)
+        tl.store(du + t * row_step + lane, direct + dgain * steps[t], mask=inside)
+        tl.store(ddelta + t * row_step + lane, dstep, mask=inside)
     return g, (q, now, before, c, dy_row), (dA, dskip, dbias)
 
 
@@ -105,31 +111,30 @@ def unscan_tile(
 def backward_kernel(
     u, delta, A, B, C, skip, bias, saved, ends, query_index, next_query, dy, scratch,
     du, ddelta, dA, dB, dC, dskip, dbias, dstart,
-    u_r, u_b, u_t, delta_r, delta_b, delta_t, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
+    u_r, u_b, delta_r, delta_b, batch, length, channels, outputs, chunk, chunks, blocks, reverse, unit,
     SOFTPLUS: tl.constexpr,
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid and inputs as of the forward kernel's.
+    """Grid and inputs as of the forward kernel's, but u and delta with one token behind the other, D numbers apart.
 
     saved: what that wrote; ends (R, B, chunks, C, BN, BD): the gradient of the state after each chunk; dy (R, B, Q, D);
-    scratch: (BLOCK / T + T) states (BN, BD) a program. Written: du, ddelta (R, B, L, D) in u's and delta's dtypes;
-    dA (R, B, chunks, C, BN, BD), dskip, dbias (R, B, chunks, D) in float32, to be summed; the initial state's dstart
-    (R, B, C, BN, BD). Added to: dB (R, B, L, N), dC (R, B, Q, N), float32.
+    scratch: BLOCK / T states (BN, BD) a program. Written: du, ddelta (R, B, L, D) in u's and delta's dtypes; in float32
+    dA and dstart, the gradient of the state before each chunk, (R, B, chunks, C, BN, BD), dskip and dbias
+    (R, B, chunks, C, BD), all where programs lie: what is stored last needs no address but the program's number. Added
+    to: dB (R, B, L, N), dC (R, B, Q, N), float32.
     """
     row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
-    lane = tl.arange(0, BD)
-    inside = lane < channels - first
-    near = tl.minimum(lane, channels - 1 - first)  # threads without a channel repeat the last one with g = 0
+    lane, inside, near = lanes(channels, block, BD)
     begin = k * chunk
     end = tl.minimum(begin + chunk, length)
     origin = tl.where(back, length - 1, 0)
     forth = tl.where(back, -1, 1)
     far = forth.to(tl.int64)
-    u_step, delta_step, du_step, B_step = far * u_t, far * delta_t, far * channels, far * N
-    u += r * u_r + b * u_b + origin.to(tl.int64) * u_t + first
-    delta += r * delta_r + b * delta_b + origin.to(tl.int64) * delta_t + first
+    row_step, B_step = far * channels, far * N
+    u += r * u_r + b * u_b + origin.to(tl.int64) * channels + first
+    delta += r * delta_r + b * delta_b + origin.to(tl.int64) * channels + first
     du += (row * length + origin) * channels + first
     ddelta += (row * length + origin) * channels + first
     B += (row * length + origin) * N
@@ -138,13 +143,13 @@ def backward_kernel(
     dC += row * outputs * N
     dy += row * outputs * channels + first
     saved += (row * blocks * width + block) * BN * BD
-    slot = scratch + tl.program_id(0).to(tl.int64) * (BLOCK // T + T) * BN * BD  # the next state's place
+    slot = scratch + tl.program_id(0).to(tl.int64) * (BLOCK // T) * BN * BD  # the next state's place
 
     A_bd = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
     bias = tl.load(bias + r * channels + first + near)
     if skip is not None:
         skip = tl.load(skip + r * channels + first + near)
-    g = tl.load(in_states(ends + ((row * chunks + k) * width + block) * BN * BD, unit, BN, BD))
+    g = tl.load(in_states(ends + tl.program_id(0).to(tl.int64) * BN * BD, unit, BN, BD))
     sums = (tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32))
     q = origin + end * forth
     if query_index is not None:
@@ -155,69 +160,59 @@ def backward_kernel(
     c, dy_row = load_query(q, C, dy, lane, inside, channels, outputs, N, BN)
     query = (q, now, before, c, dy_row)
 
-    last = begin + (end - begin - 1) // BLOCK * BLOCK  # the last block's first step; then what is read is at a block's
-    saved += (last // BLOCK).to(tl.int64) * width * BN * BD  # first step, what is written behind the step done last
-    u += last * u_step
-    delta += last * delta_step
-    B += last * B_step
-    du += end * du_step
-    ddelta += end * du_step
-    dB += end * B_step
-    for i in range(tl.cdiv(end - begin, BLOCK)):
-        start = last - i * BLOCK
-        stop = tl.minimum(start + BLOCK, end)
-        whole = start + (stop - start) // T * T
+    start = begin + (end - begin - 1) // BLOCK * BLOCK  # the last block's first step, where all addresses go
+    saved += (start // BLOCK).to(tl.int64) * width * BN * BD
+    u += start * row_step
+    delta += start * row_step
+    du += start * row_step
+    ddelta += start * row_step
+    B += start * B_step
+    dB += start * B_step
+    for _ in range(tl.cdiv(end - begin, BLOCK)):
+        steps = tl.minimum(BLOCK, end - start)
+        tiles = tl.cdiv(steps, T)
         h = tl.load(in_states(saved, unit, BN, BD))
-        saved -= width * BN * BD
-        for _ in range(start, whole, T):
-            tl.store(in_states(slot, unit, BN, BD), h)
-            h, _ = advance(h, u, u_step, delta, delta_step, near, A_bd, bias, B, B_step, SOFTPLUS, N, BN, T)
+        tl.store(in_states(slot, unit, BN, BD), h)
+        for _ in range(tiles - 1):
+            h, _ = advance(h, u, row_step, delta, row_step, near, A_bd, bias, B, B_step, SOFTPLUS, N, BN, T)
             slot += BN * BD
-            u += T * u_step
-            delta += T * delta_step
+            tl.store(in_states(slot, unit, BN, BD), h)
+            u += T * row_step
+            delta += T * row_step
             B += T * B_step
-        for _ in range(whole, stop):
-            tl.store(in_states(slot, unit, BN, BD), h)
-            h, _ = advance(h, u, u_step, delta, delta_step, near, A_bd, bias, B, B_step, SOFTPLUS, N, BN, 1)
-            slot += BN * BD
-            u += u_step
-            delta += delta_step
-            B += B_step
         tl.debug_barrier()  # what was stored to scratch can be read
-        for m in range(stop - whole):
-            slot -= BN * BD
-            u -= u_step
-            delta -= delta_step
-            B -= B_step
-            du -= du_step
-            ddelta -= du_step
-            dB -= B_step
+        back_to_last = (tiles - 1) * T
+        du += back_to_last * row_step
+        ddelta += back_to_last * row_step
+        dB += back_to_last * B_step
+        for m in range(tiles):
+            s = (tiles - 1 - m) * T
+            h = tl.load(in_states(slot, unit, BN, BD))
             g, query, sums = unscan_tile(
-                g, query, sums, origin + (stop - 1 - m) * forth, forth, tl.load(in_states(slot, unit, BN, BD)), u, u_step,
-                delta, delta_step, du, du_step, ddelta, A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index, lane,
-                inside, near, channels, outputs, SOFTPLUS, N, BN, 1,
+                g, query, sums, origin + (start + s) * forth, forth, s + T <= steps, h, u, delta, du, ddelta, row_step,
+                A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index, lane, inside, near, channels, outputs,
+                SOFTPLUS, N, BN, T,
             )  # fmt: skip
-        for m in range((whole - start) // T):
             slot -= BN * BD
-            u -= T * u_step
-            delta -= T * delta_step
+            u -= T * row_step
+            delta -= T * row_step
+            du -= T * row_step
+            ddelta -= T * row_step
             B -= T * B_step
-            du -= T * du_step
-            ddelta -= T * du_step
             dB -= T * B_step
-            g, query, sums = unscan_tile(
-                g, query, sums, origin + (whole - T - m * T) * forth, forth, tl.load(in_states(slot, unit, BN, BD)), u, u_step,
-                delta, delta_step, du, du_step, ddelta, A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index, lane,
-                inside, near, channels, outputs, SOFTPLUS, N, BN, T,
-            )  # fmt: skip
-        u -= BLOCK * u_step
-        delta -= BLOCK * delta_step
-        B -= BLOCK * B_step
+        start -= BLOCK
+        saved -= width * BN * BD
+        slot += BN * BD
+        u -= (BLOCK - T) * row_step
+        delta -= (BLOCK - T) * row_step
+        du -= (BLOCK - T) * row_step
+        ddelta -= (BLOCK - T) * row_step
+        B -= (BLOCK - T) * B_step
+        dB -= (BLOCK - T) * B_step
 
     dA_sum, dskip_sum, dbias_sum = sums
-    here = row * chunks + k
-    tl.store(in_states(dA + (here * width + block) * BN * BD, unit, BN, BD), dA_sum)
-    tl.store(dskip + here * channels + first + lane, dskip_sum, mask=inside)
-    tl.store(dbias + here * channels + first + lane, dbias_sum, mask=inside)
-    if k == 0:
-        tl.store(in_states(dstart + (row * width + block) * BN * BD, unit, BN, BD), g)
+    program = tl.program_id(0).to(tl.int64)
+    tl.store(in_states(dA + program * BN * BD, unit, BN, BD), dA_sum)
+    tl.store(in_states(dstart + program * BN * BD, unit, BN, BD), g)
+    tl.store(dskip + program * BD + lane, dskip_sum)
+    tl.store(dbias + program * BD + lane, dbias_sum)

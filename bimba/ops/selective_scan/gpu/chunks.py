@@ -18,6 +18,7 @@ import triton.language as tl
 from bimba.ops.selective_scan.gpu.common import (
     INTEGERS,
     in_states,
+    lanes,
     load_row,
     load_tokens,
     place,
@@ -38,9 +39,7 @@ def chunk_states_kernel(
     row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
-    lane = tl.arange(0, BD)
-    inside = lane < channels - first
-    near = tl.minimum(lane, channels - 1 - first)
+    lane, inside, near = lanes(channels, block, BD)
     begin = k * chunk
     end = tl.minimum(begin + chunk, length)
     token = tl.where(back, length - 1 - begin, begin).to(tl.int64)
@@ -101,9 +100,7 @@ def chunk_gradients_kernel(
     row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
-    lane = tl.arange(0, BD)
-    inside = lane < channels - first
-    near = tl.minimum(lane, channels - 1 - first)
+    lane, inside, near = lanes(channels, block, BD)
     begin = k * chunk
     end = tl.minimum(begin + chunk, length)
     token = tl.where(back, length - end, end - 1)  # the chunk's last step's
@@ -154,8 +151,7 @@ def carry_kernel(
     row, r, _, _, block, _ = place(batch, channels, 1, 0, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
-    lane = tl.arange(0, BD)
-    inside = lane < channels - first
+    lane, inside, _ = lanes(channels, block, BD)
     A = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
     h = tl.zeros([BN, BD], tl.float32)
     if edge is not None:

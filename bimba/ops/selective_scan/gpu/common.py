@@ -29,6 +29,17 @@ def place(batch, channels, chunks, reverse, BD: tl.constexpr):
 
 
 @triton.jit
+def lanes(channels, block, BD: tl.constexpr):
+    """(BD,) each: the threads' numbers, which of them have a channel in this block, and where each of them reads.
+
+    A thread without one reads the last one's numbers and stores nothing.
+    """
+    lane = tl.arange(0, BD)
+    rest = channels - block * BD
+    return lane, lane < rest, tl.minimum(lane, rest - 1)
+
+
+@triton.jit
 def in_states(base, unit, BN: tl.constexpr, BD: tl.constexpr):
     """Addresses (BN, BD) of a state at ``base``: a thread holds one, the distances to the others are constants."""
     return (base + tl.arange(0, BD) * unit)[None, :] + tl.arange(0, BN)[:, None] * BD
@@ -86,12 +97,12 @@ def step_size(delta, bias, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def token_of_query(query_index, q, outputs):
-    """The token of query q, which is row q of y, dy and C; -1 if there is no such query. No index: token q."""
+    """The token of query q, which is row q of y, dy and C; -2 if there is no such query. No index: token q."""
     exists = (q >= 0) & (q < outputs)
     if query_index is None:
-        return tl.where(exists, q, -1)
+        return tl.where(exists, q, -2)
     else:
-        return tl.load(query_index + q, mask=exists, other=-1)
+        return tl.load(query_index + q, mask=exists, other=-2)
 
 
 @triton.jit
@@ -104,11 +115,11 @@ def row_of_query(q, outputs):
 def sum_over_channels(x):
     """(BN, 32) -> (BN,).
 
-    By halves, neighbour to neighbour, and not by tl.sum: splitting makes the compiler pass x through shared memory
-    once, after which each thread adds a state's channels up alone. That is 2 instructions an element; tl.sum exchanges
-    every state's value between all threads five times, 10 instructions.
+    By halves, neighbour to neighbour, and not by tl.sum alone: splitting makes the compiler pass x through shared
+    memory once, after which a state's channels are in one or two threads. That is 2 instructions an element; tl.sum
+    exchanges every state's value between all threads five times, 10 instructions.
     """
-    for _ in tl.static_range(4):  # 32, 16, 8, 4 to 2 channels
+    for _ in tl.static_range(4):
         even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
         x = even + odd
     return tl.sum(x, axis=1)

@@ -11,6 +11,7 @@ import triton.language as tl
 from bimba.ops.selective_scan.gpu.common import (
     INTEGERS,
     in_states,
+    lanes,
     load_row,
     load_tokens,
     place,
@@ -90,9 +91,7 @@ def forward_kernel(
     row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
-    lane = tl.arange(0, BD)
-    inside = lane < channels - first
-    near = tl.minimum(lane, channels - 1 - first)  # threads without a channel repeat the last one and store nothing
+    lane, inside, near = lanes(channels, block, BD)
     begin = k * chunk
     end = tl.minimum(begin + chunk, length)
     token = tl.where(back, length - 1 - begin, begin)
