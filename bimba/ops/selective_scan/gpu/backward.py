@@ -168,8 +168,9 @@ def backward_kernel(
     ddelta += start * row_step
     B += start * B_step
     dB += start * B_step
+    token = origin + start * forth
+    steps = end - start  # of the block; only the last block may be short
     for _ in range(tl.cdiv(end - begin, BLOCK)):
-        steps = tl.minimum(BLOCK, end - start)
         tiles = tl.cdiv(steps, T)
         h = tl.load(in_states(saved, unit, BN, BD))
         tl.store(in_states(slot, unit, BN, BD), h)
@@ -181,26 +182,30 @@ def backward_kernel(
             delta += T * row_step
             B += T * B_step
         tl.debug_barrier()  # what was stored to scratch can be read
-        back_to_last = (tiles - 1) * T
-        du += back_to_last * row_step
-        ddelta += back_to_last * row_step
-        dB += back_to_last * B_step
-        for m in range(tiles):
-            s = (tiles - 1 - m) * T
+        steps_before = (tiles - 1) * T
+        token += steps_before * forth
+        du += steps_before * row_step
+        ddelta += steps_before * row_step
+        dB += steps_before * B_step
+        full = steps - steps_before == T
+        for _ in range(tiles):
             h = tl.load(in_states(slot, unit, BN, BD))
             g, query, sums = unscan_tile(
-                g, query, sums, origin + (start + s) * forth, forth, s + T <= steps, h, u, delta, du, ddelta, row_step,
-                A_bd, bias, skip, B, dB, B_step, C, dC, dy, query_index, lane, inside, near, channels, outputs,
+                g, query, sums, token, forth, full, h, u, delta, du, ddelta, row_step, A_bd, bias,
+                skip, B, dB, B_step, C, dC, dy, query_index, lane, inside, near, channels, outputs,
                 SOFTPLUS, N, BN, T,
             )  # fmt: skip
+            full = True
             slot -= BN * BD
+            token -= T * forth
             u -= T * row_step
             delta -= T * row_step
             du -= T * row_step
             ddelta -= T * row_step
             B -= T * B_step
             dB -= T * B_step
-        start -= BLOCK
+        steps = BLOCK
+        token -= (BLOCK - T) * forth
         saved -= width * BN * BD
         slot += BN * BD
         u -= (BLOCK - T) * row_step

@@ -135,8 +135,10 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
         scratch=call.new(programs, slots, *call.state[1:]), du=du, ddelta=ddelta, dA=dA, dB=dB,
         dC=dC, dskip=dskip, dbias=dbias, dstart=dstart, T=_TILE_BACKWARD,
     )  # fmt: skip
+    dskip, dbias = (x.sum((1, 2)).flatten(1)[:, :D].contiguous() for x in (dskip, dbias))
     grads = (
-        du, ddelta, plan.from_blocks(dA.sum((1, 2)), D, N), dB, dC, *(x.sum((1, 2)).flatten(1)[:, :D].contiguous() for x in (dskip, dbias)),
+        du, ddelta, plan.from_blocks(dA.sum((1, 2)), D, N), dB, dC, dskip,
+        dbias,
         plan.from_blocks(dstart[:, :, 0], D, N),
     )  # fmt: skip
     return tuple(None if x is None else grad for x, grad in zip(given, grads, strict=True))
