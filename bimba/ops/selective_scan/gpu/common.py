@@ -13,6 +13,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 # Arguments that are not compiled in: Triton would make another kernel for each that is 1 or a multiple of 16.
 INTEGERS = ["batch", "length", "channels", "outputs", "chunk", "chunks", "blocks", "reverse", "unit"]
+INTEGERS += ["u_r", "u_b", "u_t", "delta_r", "delta_b", "delta_t"]
 
 
 @triton.jit

@@ -129,16 +129,14 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
     dB, dC = call.zeros(R, B, L, N), call.zeros(R, B, Q, N)
     dA, dstart = (call.new(R, B, chunks, *call.state) for _ in range(2))
     dskip, dbias = (call.new(R, B, chunks, *call.state[::2]) for _ in range(2))
-    slots = plan.BLOCK // _TILE_BACKWARD
+    scratch = call.new(programs, plan.BLOCK // _TILE_BACKWARD, *call.state[1:])
     call.launch(
-        backward_kernel, programs, saved=saved, ends=ends, dy=dy,
-        scratch=call.new(programs, slots, *call.state[1:]), du=du, ddelta=ddelta, dA=dA, dB=dB,
+        backward_kernel, programs, saved=saved, ends=ends, dy=dy, scratch=scratch, du=du, ddelta=ddelta, dA=dA, dB=dB,
         dC=dC, dskip=dskip, dbias=dbias, dstart=dstart, T=_TILE_BACKWARD,
     )  # fmt: skip
     dskip, dbias = (x.sum((1, 2)).flatten(1)[:, :D].contiguous() for x in (dskip, dbias))
     grads = (
-        du, ddelta, plan.from_blocks(dA.sum((1, 2)), D, N), dB, dC, dskip,
-        dbias,
+        du, ddelta, plan.from_blocks(dA.sum((1, 2)), D, N), dB, dC, dskip, dbias,
         plan.from_blocks(dstart[:, :, 0], D, N),
     )  # fmt: skip
     return tuple(None if x is None else grad for x, grad in zip(given, grads, strict=True))
