@@ -1,0 +1,76 @@
+"""What is decided before a kernel is launched: the chunks, where queries lie, the size of what is saved. No Triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bimba.ops.selective_scan.inputs import Scan
+
+BLOCK = 64  # steps between two saved states
+WARP = 32  # channels a program scans
+
+
+def saved_shape(scan: Scan) -> tuple[int, ...]:
+    """The state before every BLOCK steps: N D BLOCK-th parts of L floats a direction and sample.
+
+    At 7B size (D = 7168, N = 16, 64 frames, both directions) 0.85 GB; u and delta are 3.4 GB in bfloat16.
+    """
+    R, B, L, D, N, _ = scan.shape
+    return (R, B, -(-L // BLOCK), *blocks_shape(D, N))
+
+
+def blocks_shape(D: int, N: int) -> tuple[int, int, int]:
+    """How D channels of N states lie, block by block of WARP channels, N filled up to a power of two."""
+    return -(-D // WARP), 1 << (N - 1).bit_length(), WARP
+
+
+def to_blocks(x: Tensor) -> Tensor:
+    """(..., D, N) -> (..., C, BN, WARP) float32, filled up with zeros."""
+    D, N = x.shape[-2:]
+    C, BN, _ = blocks_shape(D, N)
+    return F.pad(x.float(), (0, BN - N, 0, C * WARP - D)).unflatten(-2, (C, WARP)).mT.contiguous()
+
+
+def from_blocks(x: Tensor, D: int, N: int) -> Tensor:
+    """The inverse of :func:`to_blocks`; always a copy."""
+    return x.mT.flatten(-3, -2)[..., :D, :N].clone(memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call is cut up.
+
+    Attributes:
+        programs: directions * samples * blocks of channels.
+        chunks: into how many the steps are cut.
+        chunk: steps in each but the last, a multiple of BLOCK.
+        blocks: of BLOCK steps in the sequence.
+    """
+
+    programs: int
+    chunks: int
+    chunk: int
+    blocks: int
+
+
+def make_plan(scan: Scan, processors: int) -> Plan:
+    """One chunk if the programs fill 3 of each processor's 4 schedulers; else chunks for two programs a scheduler."""
+    R, B, L, D, _, _ = scan.shape
+    programs, blocks = R * B * -(-D // WARP), -(-L // BLOCK)
+    wanted = 1 if programs >= 3 * processors else -(-8 * processors // programs)
+    per_chunk = -(-blocks // min(wanted, blocks))
+    return Plan(programs, -(-blocks // per_chunk), per_chunk * BLOCK, blocks)
+
+
+def next_query(query_index: Tensor, length: int, blocks: int) -> Tensor:
+    """(2, blocks + 1) int32: the query that a scan meets next when it enters each block, forwards and backwards.
+
+    It need not be in that block, and where none is left it is one that does not exist, Q or -1.
+    """
+    edges = (torch.arange(blocks + 1, device=query_index.device) * BLOCK).clamp(max=length)
+    forwards, backwards = (torch.searchsorted(query_index, x) for x in (edges, length - edges))
+    return torch.stack([forwards, backwards - 1]).to(torch.int32)
