@@ -10,16 +10,16 @@ Compared, all reading T x 729 space-time tokens and T x 196 queries:
     pool                 the queries as pooled (bilinear), nothing learned
     query-only           MambaCompressor: behind the state, everything is computed at the queries only
     streamed             the same, 4,096 positions at a time
-    original's way       the same function in the original implementation's order: every position, flipped copies; our scan
-    original's, ref scan the same with the recurrence as mamba_ssm's reference writes it
+    original's way       the same function in the original's order: every position, flipped copies; on our scan
+    original's, ref scan the same on the recurrence as mamba_ssm's reference writes it
     perceiver            cross-attention of the queries to all tokens, and an MLP
     attention, queries   self-attention of all tokens, computed for the queries only (SDPA)
     attention, all       self-attention of all tokens (SDPA), the queries selected afterwards
 
 SDPA never stores the L x L scores, so its memory grows linearly too; a materialised attention's would not. Here queries
 grow with the frames, so the perceiver is quadratic as well. The exponent is that of the time from a quarter of the
-longest video to the longest: 1 is linear, 2 quadratic. The first four that scan must give the same outputs, and the same
-gradients with --backward, or nothing is printed. Memory is how far the process grows beyond tokens and queries. The
+longest video to the longest: 1 is linear, 2 quadratic. The four that scan must give the same outputs, and with
+--backward the same gradients, or nothing is printed. Memory is how far the process grows beyond tokens and queries. The
 floor is the matrix products and exponentials that query-only cannot avoid, at the rates measured in the same run.
 """
 
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--longest-attention", type=int, default=64, help="frames at most (default: %(default)s)")
     parser.add_argument("--longest-reference", type=int, default=16, help="frames at most (default: %(default)s)")
-    parser.add_argument("--keep-memory", action="store_true", help="time with memory that is never given back")
+    parser.add_argument("--keep-memory", action="store_true", help="never give memory back, and do not measure it")
     parser.add_argument("--plot", type=Path, help="draw time and memory against frames into this file")
     parser.add_argument("--gpu", action="store_true", help="measure on the GPU, against the kernels installed there")
     options = parser.parse_args(argv)
@@ -135,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         return gpu.main(options.frames or [64, 256], options.hidden_size or 3584, options.repeats)
     frames_s, hidden_size = options.frames or [8, 16, 32, 64, 128], options.hidden_size or 128
     torch.set_num_threads(options.threads)
+    if options.keep_memory:
+        keep_freed_memory()
     candidates = layers(hidden_size)
     results: Results = {name: {} for name in candidates}
     for frames in frames_s:
@@ -153,13 +155,10 @@ def main(argv: list[str] | None = None) -> int:
                         f"{name} differs from query-only by {error:.1e} (limit {TOLERANCE:.0e}): no speed is printed."
                     )
                     return 1
-        memory = {name: extra_memory_mib(one) for name, one in present.items()}
+        memory = {name: float("nan") if options.keep_memory else extra_memory_mib(one) for name, one in present.items()}
         times_s = median_seconds(present, options.repeats)
         for name in present:
             results[name][frames] = (times_s[name], memory[name])
-        if options.keep_memory and frames == frames_s[-1] and len(frames_s) == 1:
-            keep_freed_memory()
-            results = {n: {frames: (s, memory[n])} for n, s in median_seconds(present, options.repeats).items()}
 
     what = "forward + backward" if options.backward else "forward"
     print(f"{header()}, hidden size {hidden_size}, float32, {what}: ms (peak MiB)")

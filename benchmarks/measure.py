@@ -29,8 +29,8 @@ def processor() -> str:
 
 
 def keep_freed_memory() -> None:
-    """From here on memory that is freed stays with the process: page faults are dear, above all in virtual machines, and
-    otherwise count against whoever allocates much. Memory can no longer be measured afterwards."""
+    """From here on memory that is freed stays with the process: page faults are dear, above all in virtual machines,
+    and otherwise count against whoever allocates much. Memory can no longer be measured afterwards."""
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -93,7 +93,7 @@ def make_inputs(batch: int, channels: int, states: int, length: int) -> dict[str
 
 
 def bytes_of(inputs: dict[str, Tensor], y: Tensor, backward: bool) -> int:
-    """Read and written at least: inputs and outputs, and in the backward pass all of them again with their gradients."""
+    """Read and written at least: inputs and outputs, in the backward pass all of them again with their gradients."""
     own = sum(x.nbytes for x in inputs.values()) + y.nbytes
     return own if not backward else own + 2 * own
 

@@ -14,8 +14,9 @@ SMALL = ["--frames", "1", "2", "--hidden-size", "8", "--repeats", "1"]
 
 
 @pytest.fixture
-def benchmark() -> ModuleType:
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(PATH.parent)  # as when it is run as a script
     spec = importlib.util.spec_from_file_location("compressor_benchmark", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -27,9 +28,10 @@ def benchmark() -> ModuleType:
 def test_a_row_for_each(benchmark, capsys, tmp_path, direction):
     assert benchmark.main([*SMALL, *direction, "--plot", str(tmp_path / "growth.png")]) == 0
     printed = capsys.readouterr().out
-    for name in ("pool", "query-only", "full", "perceiver", "attention, queries", "attention, all"):
+    for name in benchmark.layers(8):
         assert printed.count(f"\n{name} ") >= 1
-    assert "x as fast as full at 2 frames" in printed
+    assert "query-only against original's way, 2 frames: " in printed
+    assert ("floor (matrix products, exponentials) at 2 frames" in printed) == (not direction)
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
@@ -38,7 +40,25 @@ def test_refuses_when_outputs_differ(benchmark, capsys, monkeypatch):
     monkeypatch.setattr(
         benchmark,
         "layers",
-        lambda size: {**right(size), "full": lambda tokens, queries: 1.01 * right(size)["full"](tokens, queries)},
+        lambda size: {**right(size), "streamed": lambda *inputs: 1.01 * right(size)["streamed"](*inputs)},
     )
     assert benchmark.main(SMALL) == 1
-    assert "no speed is printed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "streamed differs from query-only by" in printed
+    assert " ms" not in printed
+
+
+def test_gpu_says_that_there_is_none(benchmark, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert benchmark.main(["--gpu"]) == 1
+    assert "torch finds no GPU here" in capsys.readouterr().out
+
+
+def test_the_gpu_table_on_a_cpu(benchmark, capsys):
+    """All of it but the GPU's clock and memory."""
+    import gpu
+
+    assert gpu.main([1, 2], hidden_size=16, repeats=1, device="cpu") == 0
+    printed = capsys.readouterr().out
+    for name in ("query-only", "streamed", "original's way", "original's, host buffer", "scan, both directions, cpp"):
+        assert printed.count(f"\n{name}") == 2

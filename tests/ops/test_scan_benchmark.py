@@ -14,7 +14,8 @@ SMALL = ["--channels", "16", "--states", "2", "--length", "20", "--queries", "7"
 
 
 @pytest.fixture
-def benchmark() -> ModuleType:
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(PATH.parent)  # as when it is run as a script
     spec = importlib.util.spec_from_file_location("scan_benchmark", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -32,7 +33,7 @@ def test_prints_a_ratio_for_every_implementation(
     assert benchmark.main(SMALL + direction) == 0
     printed = capsys.readouterr().out
     assert ("forward + backward" in printed) == bool(direction)
-    for name in ("cpp", "chunked", "as mamba_ssm", "transformers", "mambapy", "(exp floor)"):
+    for name in ("cpp", "chunked", "as mamba_ssm", "transformers", "mambapy", "(exp floor)", "(copy floor)"):
         assert printed.count(f"\n{name} ") == 1
 
 
@@ -40,8 +41,8 @@ def test_prints_a_ratio_for_every_implementation(
 def test_refuses_when_outputs_differ(
     benchmark: ModuleType, factor: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = benchmark.transformers_scan
-    monkeypatch.setattr(benchmark, "transformers_scan", lambda **inputs: factor * right(**inputs))
+    right = benchmark.peers.transformers_scan
+    monkeypatch.setitem(benchmark.peers.PEERS, "transformers", lambda **inputs: factor * right(**inputs))
     assert benchmark.main(SMALL) == 1
     printed = capsys.readouterr().out
     assert "transformers differs from the reference" in printed
