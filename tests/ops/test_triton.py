@@ -209,11 +209,14 @@ def test_directions_may_share_their_inputs():
 
 @pytest.mark.parametrize("axis", ["directions", "samples", "tokens"])
 def test_offsets_beyond_32_bits(axis):
-    """Rows that lie 2^30 elements apart, the last one beyond 2^31; the memory between them is never touched."""
-    inputs = make_inputs(2 if axis == "directions" else 1, 3, 3, 16, 4, token_dtype=torch.bfloat16)
-    far = 2**30 + 8
-    strides = {"directions": (2 * far, 48, 16, 1), "samples": (1, far, 16, 1), "tokens": (1, 64, far, 1)}[axis]
-    memory = torch.empty(2 * far + 1024, dtype=torch.int16, device=DEVICE).view(torch.bfloat16)  # int16: not poisoned
+    """Rows that lie far apart, the last one beyond 2^31 (of tokens: a tile too); between them no memory is touched."""
+    shape = {"directions": (2, 3, 3), "samples": (1, 3, 3), "tokens": (1, 1, 10)}[axis]
+    inputs = make_inputs(*shape, 16, 4, token_dtype=torch.bfloat16)
+    far = 2**28 + 8 if axis == "tokens" else 2**30 + 8
+    strides = {"directions": (2 * far, 48, 16, 1), "samples": (1, far, 16, 1), "tokens": (1, 1, far, 1)}[axis]
+    last = sum((size - 1) * stride for size, stride in zip((*shape, 16), strides, strict=True))
+    assert last > 2**31
+    memory = torch.empty(last + 1, dtype=torch.int16, device=DEVICE).view(torch.bfloat16)  # int16: not poisoned
     u = memory.as_strided(inputs["u"].shape, strides)
     u.copy_(inputs["u"])
     with torch.no_grad():

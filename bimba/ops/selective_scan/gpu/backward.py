@@ -191,11 +191,10 @@ def backward_kernel(
         for _ in range(tiles):
             h = tl.load(in_states(slot, unit, BN, BD))
             g, query, sums = unscan_tile(
-                g, query, sums, token, forth, full, h, u, delta, du, ddelta, row_step, A_bd, bias,
-                skip, B, dB, B_step, C, dC, dy, query_index, lane, inside, near, channels, outputs,
-                SOFTPLUS, N, BN, T,
+                g, query, sums, token, forth, full, h, u, delta, du, ddelta, row_step, A_bd, bias, skip, B, dB, B_step,
+                C, dC, dy, query_index, lane, inside, near, channels, outputs, SOFTPLUS, N, BN, T,
             )  # fmt: skip
-            full = True
+            full = True  # all but the last tile of the last block
             slot -= BN * BD
             token -= T * forth
             u -= T * row_step

@@ -6,8 +6,8 @@ A chunk is entered in a state that is known only when all before it are done. Bu
 takes the sum S of its steps turns h into exp(S A) h + (what it makes of 0). So first all chunks run from 0 at once and
 keep only their last states (``chunk_states_kernel``); then the states that enter them are computed one after another,
 which is little (``carry_kernel``); then the forward kernel runs all chunks at once again, each from its true state. The
-backward pass does the same with the gradient of the state, from the end (``chunk_gradients_kernel``). It costs half as
-much again as one pass, and fills a GPU of which one pass would use a tenth.
+backward pass does the same with the gradient of the state, from the end (``chunk_gradients_kernel``). Forward this
+doubles the exponentials, backward it adds half to them: worth it where one pass would leave most of the GPU idle.
 """
 
 from __future__ import annotations

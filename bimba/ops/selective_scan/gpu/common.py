@@ -83,7 +83,7 @@ def softplus(x):
     p = p * z - 0.49999648332595825
     p = p * z + 1.0
     slope = tl.where(x >= 0, 1.0, z) / (1.0 + z)
-    return tl.maximum(x, 0.0) + z * p, tl.where(x == x, slope, x)
+    return tl.maximum(x, 0.0) + z * p, slope  # of NaN both are NaN: z is
 
 
 @triton.jit

@@ -12,10 +12,10 @@ from torch import Tensor
 from bimba.ops.selective_scan.gpu import plan
 from bimba.ops.selective_scan.gpu.backward import backward_kernel
 from bimba.ops.selective_scan.gpu.chunks import carry_kernel, chunk_gradients_kernel, chunk_states_kernel
+from bimba.ops.selective_scan.gpu.common import LOG2E
 from bimba.ops.selective_scan.gpu.forward import forward_kernel
 from bimba.ops.selective_scan.inputs import Scan
 
-_LOG2E = 1.4426950408889634
 _TILE, _TILE_BACKWARD = 8, 2  # steps that are in registers at once
 
 
@@ -30,7 +30,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 class _Call:
-    """One scan's inputs as the kernels take them.
+    """One scan's inputs as the kernels take them, each known by the name of the kernels' argument.
 
     u and delta, the large ones, are read where they lie. All others are small beside them (N numbers where those have
     D) and become contiguous float32: a thread then reads four states' B with one instruction and converts nothing.
@@ -44,7 +44,7 @@ class _Call:
         self.tensors: dict[str, Tensor | None] = {
             "u": scan.u,
             "delta": scan.delta,
-            "A": plan.to_blocks(scan.A.float() * _LOG2E),
+            "A": plan.to_blocks(scan.A.float() * LOG2E.value),
             "B": scan.B.float().contiguous(),
             "C": scan.C.float().contiguous() if Q else self.zeros(R, B, 1, N),
             "skip": None if scan.D is None else scan.D.float().contiguous(),
