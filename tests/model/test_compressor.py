@@ -91,5 +91,5 @@ def test_wrong_configs_are_explained(config: dict, message: str) -> None:
 
 def test_an_unknown_scan_backend_is_explained() -> None:
     compressor = build_compressor({"name": "mamba", "scan_backend": "fast"}, 16)
-    with pytest.raises(BimbaError, match="'fast'; choose one of: auto, cpp, chunked, reference"):
+    with pytest.raises(BimbaError, match="'fast'; choose one of: auto, .*cpp, chunked, reference"):
         compressor(torch.zeros(1, 2, 3, 3, 16), torch.zeros(1, 2, 4, 16))
