@@ -24,14 +24,14 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("direction", [[], ["--backward"]])
+@pytest.mark.parametrize("direction", [[], ["--backward"], ["--dtype", "bfloat16"]])
 def test_a_row_for_each(benchmark, capsys, tmp_path, direction):
     assert benchmark.main([*SMALL, *direction, "--plot", str(tmp_path / "growth.png")]) == 0
     printed = capsys.readouterr().out
-    for name in benchmark.layers(8):
+    for name in benchmark.layers(8, torch.float32):
         assert printed.count(f"\n{name} ") >= 1
     assert "query-only against original's way, 2 frames: " in printed
-    assert ("floor (matrix products, exponentials) at 2 frames" in printed) == (not direction)
+    assert ("floor (matrix products, exponentials) at 2 frames" in printed) == ("--backward" not in direction)
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
@@ -40,7 +40,7 @@ def test_refuses_when_outputs_differ(benchmark, capsys, monkeypatch):
     monkeypatch.setattr(
         benchmark,
         "layers",
-        lambda size: {**right(size), "streamed": lambda *inputs: 1.01 * right(size)["streamed"](*inputs)},
+        lambda *of: {**right(*of), "streamed": lambda *inputs: 1.01 * right(*of)["streamed"](*inputs)},
     )
     assert benchmark.main(SMALL) == 1
     printed = capsys.readouterr().out
