@@ -138,53 +138,64 @@ def main(argv: list[str] | None = None) -> int:
         import gpu
 
         return gpu.main(options.frames or [64, 256], options.hidden_size or 3584, options.repeats)
-    frames_s, hidden_size = options.frames or [8, 16, 32, 64, 128], options.hidden_size or 128
     torch.set_num_threads(options.threads)
     if options.keep_memory:
         keep_freed_memory()
-    dtype = getattr(torch, options.dtype)
-    candidates = layers(hidden_size, dtype)
-    results: Results = {name: {} for name in candidates}
-    for frames in frames_s:
-        tokens = torch.randn(1, frames, GRID, GRID, hidden_size).to(dtype).requires_grad_()
-        queries = pool_queries(tokens.detach()).flatten(2, 3).requires_grad_()
-        present = {
-            name: partial(run, layer, tokens, queries, options.backward)
-            for name, layer in candidates.items()
-            if not (name.startswith("attention") and frames > options.longest_attention)
-            and not (
-                name == REFERENCE and (frames > options.longest_reference or options.backward or dtype != torch.float32)
-            )
-        }
-        if frames == frames_s[0]:
-            for name in SAME[1:]:
-                if name in present and not (error := largest_error(present[name](), present[SAME[0]]())) <= TOLERANCE:
-                    print(
-                        f"{name} differs from query-only by {error:.1e} (limit {TOLERANCE:.0e}): no speed is printed."
-                    )
-                    return 1
-        memory = {name: float("nan") if options.keep_memory else extra_memory_mib(one) for name, one in present.items()}
-        times_s = median_seconds(present, options.repeats)
-        for name in present:
-            results[name][frames] = (times_s[name], memory[name])
-
-    what = "forward + backward" if options.backward else "forward"
-    print(f"{header()}, hidden size {hidden_size}, {options.dtype}, {what}: ms (peak MiB)")
-    print(f"{'frames':20s}" + "".join(f"{frames:>16d}" for frames in frames_s) + f"{'exponent':>10s}")
-    for name, of_name in results.items():
-        cells = [f"{of_name[f][0] * 1e3:.0f} ({of_name[f][1]:.0f})" if f in of_name else "-" for f in frames_s]
-        print(f"{name:20s}" + "".join(f"{cell:>16s}" for cell in cells) + f"{exponent(of_name):>10s}")
-    print_ratios(results)
-    if not options.backward and cpp.BACKEND.unavailable() is None:
-        floor_s = floor_of_forward_s(candidates["query-only"], frames_s[-1], dtype)  # type: ignore[arg-type]
-        longest_s = results["query-only"][frames_s[-1]][0]
-        print(f"floor (matrix products, exponentials) at {frames_s[-1]} frames: {floor_s * 1e3:.0f} ms; "
-              f"query-only takes {longest_s / floor_s:.1f} times as long.")  # fmt: skip
+    options.frames = options.frames or [8, 16, 32, 64, 128]
+    options.hidden_size = options.hidden_size or 128
+    candidates = layers(options.hidden_size, getattr(torch, options.dtype))
+    results = measure(candidates, options)
+    if results is None:
+        return 1
+    report(candidates, results, options)
     if options.plot:
         from plot import plot
 
         plot(results, options.plot)
     return 0
+
+
+def measure(candidates: dict[str, Layer], options: argparse.Namespace) -> Results | None:
+    """None, and a line that says why, if what should be equal is not."""
+    dtype = getattr(torch, options.dtype)
+    reference_can = not options.backward and dtype == torch.float32
+    results: Results = {name: {} for name in candidates}
+    for frames in options.frames:
+        tokens = torch.randn(1, frames, GRID, GRID, options.hidden_size).to(dtype).requires_grad_()
+        queries = pool_queries(tokens.detach()).flatten(2, 3).requires_grad_()
+        present = {
+            name: partial(run, layer, tokens, queries, options.backward)
+            for name, layer in candidates.items()
+            if not (name.startswith("attention") and frames > options.longest_attention)
+            and not (name == REFERENCE and (frames > options.longest_reference or not reference_can))
+        }
+        if frames == options.frames[0]:
+            for name in SAME[1:]:
+                error = largest_error(present[name](), present[SAME[0]]()) if name in present else 0.0
+                if not error <= TOLERANCE[dtype]:
+                    print(f"{name} differs from query-only by {error:.1e} (limit {TOLERANCE[dtype]:.0e}): ", end="")
+                    print("no speed is printed.")
+                    return None
+        memory = {name: math.nan if options.keep_memory else extra_memory_mib(one) for name, one in present.items()}
+        times_s = median_seconds(present, options.repeats)
+        for name in present:
+            results[name][frames] = (times_s[name], memory[name])
+    return results
+
+
+def report(candidates: dict[str, Layer], results: Results, options: argparse.Namespace) -> None:
+    what = "forward + backward" if options.backward else "forward"
+    print(f"{header()}, hidden size {options.hidden_size}, {options.dtype}, {what}: ms (peak MiB)")
+    print(f"{'frames':20s}" + "".join(f"{frames:>16d}" for frames in options.frames) + f"{'exponent':>10s}")
+    for name, of_name in results.items():
+        cells = [f"{of_name[f][0] * 1e3:.0f} ({of_name[f][1]:.0f})" if f in of_name else "-" for f in options.frames]
+        print(f"{name:20s}" + "".join(f"{cell:>16s}" for cell in cells) + f"{exponent(of_name):>10s}")
+    print_ratios(results)
+    if not options.backward and cpp.BACKEND.unavailable() is None:
+        longest = options.frames[-1]
+        floor_s = floor_of_forward_s(candidates["query-only"], longest, getattr(torch, options.dtype))  # type: ignore[arg-type]
+        print(f"floor (matrix products, exponentials) at {longest} frames: {floor_s * 1e3:.0f} ms; "
+              f"query-only takes {results['query-only'][longest][0] / floor_s:.1f} times as long.")  # fmt: skip
 
 
 def print_ratios(results: Results) -> None:
