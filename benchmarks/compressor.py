@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--longest-attention", type=int, default=64, help="frames at most (default: %(default)s)")
     parser.add_argument("--longest-reference", type=int, default=16, help="frames at most (default: %(default)s)")
-    parser.add_argument("--keep-memory", action="store_true", help="never give memory back, and do not measure it")
+    parser.add_argument("--keep-memory", action="store_true", help="time with memory that is never given back")
     parser.add_argument("--plot", type=Path, help="draw time and memory against frames into this file")
     parser.add_argument("--gpu", action="store_true", help="measure on the GPU, against the kernels installed there")
     options = parser.parse_args(argv)
@@ -139,8 +139,6 @@ def main(argv: list[str] | None = None) -> int:
 
         return gpu.main(options.frames or [64, 256], options.hidden_size or 3584, options.repeats)
     torch.set_num_threads(options.threads)
-    if options.keep_memory:
-        keep_freed_memory()
     options.frames = options.frames or [8, 16, 32, 64, 128]
     options.hidden_size = options.hidden_size or 128
     candidates = layers(options.hidden_size, getattr(torch, options.dtype))
@@ -156,31 +154,51 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(candidates: dict[str, Layer], options: argparse.Namespace) -> Results | None:
-    """None, and a line that says why, if what should be equal is not."""
-    dtype = getattr(torch, options.dtype)
-    reference_can = not options.backward and dtype == torch.float32
+    """None, and a line that says why, if what should be equal is not. Memory first: it may be kept afterwards."""
+    memory: dict[int, dict[str, float]] = {}
+    for frames in options.frames:
+        present = calls(candidates, frames, options)
+        if frames == options.frames[0] and not agree(present, TOLERANCE[getattr(torch, options.dtype)]):
+            return None
+        memory[frames] = {name: extra_memory_mib(call) for name, call in present.items()}
+    if options.keep_memory:
+        keep_freed_memory()
     results: Results = {name: {} for name in candidates}
     for frames in options.frames:
-        tokens = torch.randn(1, frames, GRID, GRID, options.hidden_size).to(dtype).requires_grad_()
-        queries = pool_queries(tokens.detach()).flatten(2, 3).requires_grad_()
-        present = {
-            name: partial(run, layer, tokens, queries, options.backward)
-            for name, layer in candidates.items()
-            if not (name.startswith("attention") and frames > options.longest_attention)
-            and not (name == REFERENCE and (frames > options.longest_reference or not reference_can))
-        }
-        if frames == options.frames[0]:
-            for name in SAME[1:]:
-                error = largest_error(present[name](), present[SAME[0]]()) if name in present else 0.0
-                if not error <= TOLERANCE[dtype]:
-                    print(f"{name} differs from query-only by {error:.1e} (limit {TOLERANCE[dtype]:.0e}): ", end="")
-                    print("no speed is printed.")
-                    return None
-        memory = {name: math.nan if options.keep_memory else extra_memory_mib(one) for name, one in present.items()}
-        times_s = median_seconds(present, options.repeats)
-        for name in present:
-            results[name][frames] = (times_s[name], memory[name])
+        for name, time_s in median_seconds(calls(candidates, frames, options), options.repeats).items():
+            results[name][frames] = (time_s, memory[frames][name])
     return results
+
+
+def calls(
+    candidates: dict[str, Layer], frames: int, options: argparse.Namespace
+) -> dict[str, Callable[[], list[Tensor]]]:
+    """Each candidate, on the same inputs, but those that would take too long."""
+    dtype = getattr(torch, options.dtype)
+    torch.manual_seed(frames)
+    tokens = torch.randn(1, frames, GRID, GRID, options.hidden_size).to(dtype).requires_grad_()
+    queries = pool_queries(tokens.detach()).flatten(2, 3).requires_grad_()
+    left_out = set()
+    if frames > options.longest_attention:
+        left_out |= {"attention, queries", "attention, all"}
+    if frames > options.longest_reference or options.backward or dtype != torch.float32:
+        left_out.add(REFERENCE)
+    return {
+        name: partial(run, layer, tokens, queries, options.backward)
+        for name, layer in candidates.items()
+        if name not in left_out
+    }
+
+
+def agree(present: dict[str, Callable[[], list[Tensor]]], tolerance: float) -> bool:
+    """Whether those that compute the same function give the same results; says so if not."""
+    expected = present[SAME[0]]()
+    for name in SAME[1:]:
+        error = largest_error(present[name](), expected) if name in present else 0.0
+        if not error <= tolerance:
+            print(f"{name} differs from {SAME[0]} by {error:.1e} (limit {tolerance:.0e}): no speed is printed.")
+            return False
+    return True
 
 
 def report(candidates: dict[str, Layer], results: Results, options: argparse.Namespace) -> None:
