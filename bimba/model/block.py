@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from bimba.model.attention import AttentionMixer
@@ -24,14 +26,20 @@ class MambaBlock(nn.Module):
         self.residual = residual
 
     def forward(
-        self, tokens: Tensor, queries: Tensor, query_index: Tensor, *, everything: bool = False, chunk_tokens: int = 0
+        self,
+        tokens: Tensor,
+        queries: Tensor,
+        query_index: Tensor,
+        *,
+        everything: bool = False,
+        pieces: Sequence[tuple[int, int]] = (),
     ) -> Tensor:
         """(B, S, C), (B, Q, C), (Q,) -> the queries (B, Q, C), or with ``everything`` the sequence (B, S + Q, C).
 
-        ``chunk_tokens``: how many positions are in work at a time; 0: all (see :mod:`bimba.model.streaming`).
+        ``pieces``: how many tokens and queries are in work at a time (see :mod:`bimba.model.streaming`); none: all.
         """
-        if chunk_tokens and isinstance(self.mixer, MambaMixer):
-            return stream(self.mixer, self.norm, self.residual, tokens, queries, query_index, everything, chunk_tokens)
+        if pieces and isinstance(self.mixer, MambaMixer):
+            return stream(self.mixer, self.norm, self.residual, tokens, queries, query_index, everything, pieces)
         if everything:
             combined = interleave(tokens, queries, query_index)
             normed = self.norm(combined)

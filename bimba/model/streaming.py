@@ -1,4 +1,4 @@
-"""Step [4], a piece of the sequence at a time: memory that does not grow with the video, but for tokens and queries.
+"""Step [4], a piece of the sequence at a time: only tokens, queries, and what is computed at queries grow in memory.
 
 A direction walks the sequence in pieces of neighbouring positions and carries two things from one to the next: the
 scan's state, and the last rows of the layer's input, which the convolution looks back at. The backward direction walks
@@ -44,11 +44,11 @@ def stream(
     queries: Tensor,
     query_index: Tensor,
     everything: bool,
-    chunk_tokens: int,
+    sizes: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """What a block computes of tokens (B, S, C) and queries (B, Q, C), at most ``chunk_tokens`` positions at a time."""
+    """What a block computes of tokens (B, S, C) and queries (B, Q, C), in pieces of ``sizes`` (tokens, queries)."""
     layer = _Layer(mixer, norm, residual, everything)
-    pieces = _cut(tokens, queries, query_index, chunk_tokens)
+    pieces = _cut(tokens, queries, query_index, sizes)
     ways = [(0, pieces)]
     if mixer.bidirectional:
         ways.append((1, pieces[::-1]))
@@ -102,14 +102,12 @@ def _advance(
     return y, (state, edge)
 
 
-def _cut(tokens: Tensor, queries: Tensor, query_index: Tensor, chunk_tokens: int) -> list[_Piece]:
-    """Pieces of ``chunk_tokens`` positions; split, not sliced: the gradient of a slice is as long as the sequence."""
-    length = tokens.shape[1] + queries.shape[1]
-    starts = torch.arange(0, length, chunk_tokens, device=query_index.device)
-    bounds = [*torch.searchsorted(query_index, starts).tolist(), len(query_index)]
-    num_queries = [after - before for before, after in zip(bounds, bounds[1:], strict=False)]
-    sizes = [min(chunk_tokens, length - start) for start in range(0, length, chunk_tokens)]
-    num_tokens = [size - q for size, q in zip(sizes, num_queries, strict=True)]
+def _cut(tokens: Tensor, queries: Tensor, query_index: Tensor, sizes: Sequence[tuple[int, int]]) -> list[_Piece]:
+    """Split, not sliced: the gradient of a slice is as long as the sequence."""
+    num_tokens, num_queries = ([size[i] for size in sizes] for i in (0, 1))
     places = query_index.split(num_queries)
-    parts = zip(tokens.split(num_tokens, dim=1), queries.split(num_queries, dim=1), places, strict=True)
-    return [_Piece(t, q, place - k * chunk_tokens) for k, (t, q, place) in enumerate(parts)]
+    pieces, start = [], 0
+    for t, q, place in zip(tokens.split(num_tokens, dim=1), queries.split(num_queries, dim=1), places, strict=True):
+        pieces.append(_Piece(t, q, place - start))
+        start += t.shape[1] + q.shape[1]
+    return pieces

@@ -29,8 +29,8 @@ class Backend:
     """One implementation of an op. A call is the op's dataclass of checked inputs.
 
     Attributes:
-        forward: (call, save) -> the outputs, then a tensor with what ``backward`` needs beside the inputs.
-        backward: (call, saved, gradients of the outputs) -> gradients of the inputs.
+        forward: the op's outputs. What it is given and returns beyond the call, the op's folder says.
+        backward: the gradients of the op's inputs.
         priority: ``auto`` takes the highest number that can run.
         saved_shape: call -> the shape of ``saved``, found without looking at values.
         unavailable: asked once per call: why this machine cannot run it and what to install, or None.
@@ -68,7 +68,11 @@ class Registry:
         return dict(sorted(found.items(), key=lambda item: -item[1].priority))
 
     def choose(self, name: str, call: Any) -> Backend:
-        """The backend called ``name``, or with "auto" the best one that can run.
+        """The backend called ``name``, or with "auto" the best one that can run; raises as :meth:`name_of` does."""
+        return self.backends[self.name_of(name, call)]
+
+    def name_of(self, name: str, call: Any) -> str:
+        """The name of the backend that runs this call: ``name``, or for "auto" that of the best one that can.
 
         Raises:
             BimbaError: there is no such backend, or it cannot run here or on these inputs.
@@ -83,20 +87,20 @@ class Registry:
         reason = self.refusal(name, call)
         if reason is not None:
             raise BimbaError(f"{self.package}: backend {name!r} was asked for but cannot run: {reason}")
-        return self.backends[name]
+        return name
 
     def refusal(self, name: str, call: Any) -> str | None:
         """Why the backend called ``name`` cannot run on these inputs, or None when it can."""
         backend = self.backends[name]
         return backend.unavailable() or backend.refuses(call)
 
-    def _choose_best(self, call: Any) -> Backend:
+    def _choose_best(self, call: Any) -> str:
         refusals = []
-        for name, backend in self.backends.items():
+        for name in self.backends:
             reason = self.refusal(name, call)
             if reason is None:
                 self._say_once(name, f"{self.package}: auto chose backend {name!r}")
-                return backend
+                return name
             refusals.append(f"{name}: {reason}")
             self._say_once(name, f"{self.package}: backend {name!r} passed over: {reason}")
         raise BimbaError(f"{self.package}: no backend can run here. " + "; ".join(refusals))

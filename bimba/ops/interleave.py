@@ -28,6 +28,21 @@ def query_positions(num_space_time: int, num_queries: int) -> Tensor:
     return torch.where(i < (num_queries + 1) // 2, from_left, from_right).trunc().long()
 
 
+def queries_before(position: int, num_space_time: int, num_queries: int) -> int:
+    """How many of :func:`query_positions` lie before ``position``: by arithmetic on numbers, without a tensor."""
+    last = num_space_time + num_queries - 1
+    step = last / num_queries
+    low, high = 0, num_queries  # the answer lies in [low, high]
+    while low < high:
+        i = (low + high) // 2 + 1  # the i-th query, counted from 1
+        place = int(step * i) if i < (num_queries + 1) // 2 else int(last - step * (num_queries - i))
+        if place < position:
+            low = i
+        else:
+            high = i - 1
+    return low
+
+
 def interleave(space_time: Tensor, queries: Tensor, query_index: Tensor) -> Tensor:
     """(B, S, C), (B, Q, C) -> (B, S + Q, C) with the queries at ``query_index`` (Q,), both in their own order."""
     length = space_time.shape[1] + queries.shape[1]

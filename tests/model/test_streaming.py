@@ -102,7 +102,7 @@ def test_long_sequences_are_streamed_unless_told_otherwise(monkeypatch: pytest.M
         compressor = make(chunk_tokens=chunk_tokens)
         for frames in (4, 5):  # 44 and 55 positions
             compressor(torch.randn(1, frames, 3, 3, HIDDEN), torch.randn(1, frames, 2, HIDDEN))
-    assert [given[-1] for given in seen] == [4096]  # once: 55 positions, auto
+    assert [given[-1] for given in seen] == [[(45, 10)]]  # once: 55 positions, auto, in one piece of up to 4,096
 
 
 def test_wrong_sizes_of_a_piece_are_explained() -> None:

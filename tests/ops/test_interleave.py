@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bimba.ops import deinterleave, interleave, query_positions
+from bimba.ops import deinterleave, interleave, queries_before, query_positions
 from bimba.types import BimbaError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/compressor/interleave_indices.json").read_text())
@@ -56,3 +56,11 @@ def test_interleave_and_back() -> None:
     expected = deinterleave(weight, index)
     assert torch.equal(tokens.grad, expected[0])
     assert torch.equal(queries.grad, expected[1])
+
+
+@pytest.mark.parametrize(("num_space_time", "num_queries"), [(1, 1), (5, 9), (45, 10), (46656, 12544), (100, 7)])
+def test_queries_before_a_position_are_counted_without_a_tensor(num_space_time: int, num_queries: int) -> None:
+    positions = query_positions(num_space_time, num_queries)
+    bounds = range(0, num_space_time + num_queries + 1, max(1, num_space_time // 97))
+    counted = [queries_before(bound, num_space_time, num_queries) for bound in bounds]
+    assert counted == torch.searchsorted(positions, torch.tensor(list(bounds))).tolist()

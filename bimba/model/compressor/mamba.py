@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bimba.model.attention import AttentionMixer
 from bimba.model.block import MambaBlock
 from bimba.model.mamba import MambaMixer
-from bimba.ops import deinterleave, query_positions
+from bimba.ops import deinterleave, queries_before, query_positions
 from bimba.types import BimbaError
 
 STREAM_ABOVE = 2**16  # positions; 64 frames of 27 x 27 patches with 14 x 14 queries each are 59,200
@@ -57,7 +57,8 @@ class MambaCompressor(nn.Module):
         super().__init__()
         _check_choice("query_position", query_position, ("interleaved", "appended"))
         _check_choice("mixer", mixer, ("mamba", "attention"))
-        if chunk_tokens != "auto" and (not isinstance(chunk_tokens, int) or chunk_tokens < 0):
+        is_number = isinstance(chunk_tokens, int) and not isinstance(chunk_tokens, bool)
+        if chunk_tokens != "auto" and (not is_number or chunk_tokens < 0):
             raise BimbaError(f'compressor option chunk_tokens must be "auto", 0 or more, received {chunk_tokens!r}.')
         if mixer == "attention" and chunk_tokens not in ("auto", 0):
             raise BimbaError(
@@ -88,21 +89,33 @@ class MambaCompressor(nn.Module):
         for number, layer in enumerate(self.layers, start=1):
             tokens = grid.flatten(1, 3)  # (B, S, C)
             query_index = self.query_index(tokens.shape[1], compressed.shape[1]).to(tokens.device)
-            chunk_tokens = self._chunk_tokens(tokens.shape[1] + compressed.shape[1])
+            pieces = self._pieces(tokens.shape[1], compressed.shape[1])
             if number == len(self.layers):
-                compressed = layer(tokens, compressed, query_index, chunk_tokens=chunk_tokens)
+                compressed = layer(tokens, compressed, query_index, pieces=pieces)
                 break
-            combined = layer(tokens, compressed, query_index, everything=True, chunk_tokens=chunk_tokens)
+            combined = layer(tokens, compressed, query_index, everything=True, pieces=pieces)
             tokens, compressed = deinterleave(combined, query_index)
             grid = tokens.unflatten(1, grid.shape[1:4])
             if self.multi_scale:
                 grid = grid[:, ::2]
         return compressed.view(queries.shape).to(queries.dtype)
 
-    def _chunk_tokens(self, length: int) -> int:
-        if self.chunk_tokens == "auto":
-            return _AUTO_CHUNK if length > STREAM_ABOVE and self.mixer == "mamba" else 0
-        return self.chunk_tokens
+    def _pieces(self, num_space_time: int, num_queries: int) -> list[tuple[int, int]]:
+        """How many tokens and queries each piece of the sequence has; none if it is not streamed."""
+        length, size = num_space_time + num_queries, self.chunk_tokens
+        if size == "auto":
+            size = _AUTO_CHUNK if length > STREAM_ABOVE and self.mixer == "mamba" else 0
+        if size == 0:
+            return []
+        bounds = [*range(0, length, size), length]
+        before = [self._queries_before(bound, num_space_time, num_queries) for bound in bounds]
+        pairs = zip(zip(bounds, bounds[1:], strict=False), zip(before, before[1:], strict=False), strict=True)
+        return [(stop - start - (after - b), after - b) for (start, stop), (b, after) in pairs]
+
+    def _queries_before(self, position: int, num_space_time: int, num_queries: int) -> int:
+        if self.query_position == "appended":
+            return max(0, position - num_space_time)
+        return queries_before(position, num_space_time, num_queries)
 
     def query_index(self, num_space_time: int, num_queries: int) -> Tensor:
         """Positions (Q,) of the queries in the sequence of S + Q tokens."""

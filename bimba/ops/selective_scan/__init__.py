@@ -16,6 +16,7 @@ from torch import Tensor
 from bimba.ops.selective_scan import op
 from bimba.ops.selective_scan.inputs import check_inputs, silu_gate
 from bimba.ops.selective_scan.op import REGISTRY
+from bimba.types import BimbaError
 
 __all__ = ["REGISTRY", "scan_directions", "selective_scan"]
 
@@ -37,7 +38,9 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
 ) -> Any:
-    """Scan ``u`` with a state of float32 (float64 when an input is), whatever the inputs' dtypes and strides.
+    """Scan ``u`` with a state of float32 (float64 when u, delta, A, B or C is), whatever their dtypes and strides.
+
+    First derivatives by reverse mode only: no forward mode, no second derivatives.
 
     Args:
         u: (B, D, L).
@@ -63,6 +66,8 @@ def selective_scan(
     Raises:
         BimbaError: shapes, dtypes or devices do not fit each other, or the backend asked for cannot run.
     """
+    if not isinstance(backend, str):
+        raise BimbaError(f"selective_scan: backend must be the name of one, or 'auto'; received {backend!r}.")
     check_inputs(u, delta, A, B, C, D, z, delta_bias, query_index, initial_state)
     groups = 1 if B.dim() == 3 else B.shape[1]
     size = u.shape[1] // groups
@@ -98,12 +103,15 @@ def scan_directions(
     query_index: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The scan for the layer around it: rows of tokens, and up to two directions at once, one launch on a GPU.
+    """The scan for the layer around it: rows of tokens, one direction or two at once, one launch on a GPU.
 
     Args: as of :class:`bimba.ops.selective_scan.inputs.Scan`.
 
     Returns:
         y (R, B, Q, D) and the last state (R, B, D, N), both in the state's dtype.
+
+    Raises:
+        BimbaError: as :func:`selective_scan`.
     """
     tensors = (u, delta, A, B, C, D, delta_bias, initial_state)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

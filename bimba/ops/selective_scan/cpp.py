@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bimba.ops.backend import Backend
 from bimba.ops.extension import build
-from bimba.ops.selective_scan.inputs import Scan
+from bimba.ops.selective_scan.inputs import Scan, rows
 from bimba.types import BimbaError
 
 _TILE = 64  # as in scan.cpp
@@ -102,7 +102,7 @@ def _call(function: str, scan: Scan, ranges: int, **memory: Tensor) -> None:
     """Runs a function of scan.cpp; ``memory``: what it reads and writes beside the scan's inputs."""
     half = all(x.dtype == torch.bfloat16 for x in (scan.u, scan.delta, scan.B, scan.C))
     dtype = torch.bfloat16 if half else torch.float32
-    sequences = {name: getattr(scan, name).to(dtype) for name in _SEQUENCES}
+    sequences = {name: rows(getattr(scan, name).to(dtype)) for name in _SEQUENCES}  # a cast may choose other strides
     others = {"A": scan.A, "D": scan.D, "bias": scan.delta_bias, "initial_state": scan.initial_state}
     plain = {name: x.float().contiguous() for name, x in others.items() if x is not None}
     if scan.query_index is not None:

@@ -48,7 +48,7 @@ class Scan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The state's: float32, or float64 when an input is."""
+        """The state's: float32, or float64 when u, delta, A, B or C is."""
         return state_dtype(self.u, self.delta, self.A, self.B, self.C)
 
     def is_reverse(self, direction: int) -> bool:
@@ -56,9 +56,14 @@ class Scan:
 
 
 def state_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float32, or float64 when any input is."""
+    """float32, or float64 when any of these is: u, delta, A, B or C."""
     wide = any(x is not None and x.dtype == torch.float64 for x in tensors)
     return torch.float64 if wide else torch.float32
+
+
+def rows(x: Tensor) -> Tensor:
+    """With neighbours in memory on the last axis; no copy of what is laid out so already."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def silu_gate(y: Tensor, z: Tensor) -> Tensor:
@@ -101,30 +106,63 @@ def check_inputs(
         "delta_bias": (delta_bias, (channels,)),
         "initial_state": (initial_state, (batch, channels, states)),
     }
+    context = f"u is {tuple(u.shape)}, N = {states}, positions asked for: {outputs}"
+    _check_tensors({"u": (u, tuple(u.shape)), **expected}, u, context)
+    if groups and (groups[0] < 1 or channels % groups[0]):
+        raise BimbaError(f"selective_scan: {channels} channels cannot be split into the {groups[0]} groups of B.")
+
+
+def check_scan(scan: Scan) -> None:
+    """Raise BimbaError when the rows of a :class:`Scan` do not fit each other."""
+    if scan.u.dim() != 4 or scan.A.dim() != 3 or scan.u.shape[0] not in (1, 2):
+        raise BimbaError(
+            "selective_scan: expected rows u (R, B, L, D) and A (R, D, N) of R = 1 or 2 directions, "
+            f"received {tuple(scan.u.shape)} and {tuple(scan.A.shape)}."
+        )
+    if scan.query_index is not None:
+        _check_index_tensor(scan.query_index, scan.u.device)
+    R, B, L, D = scan.u.shape
+    N = scan.A.shape[2]
+    Q = L if scan.query_index is None else scan.query_index.shape[0]
+    _check_tensors(
+        {
+            "u": (scan.u, (R, B, L, D)),
+            "delta": (scan.delta, (R, B, L, D)),
+            "A": (scan.A, (R, D, N)),
+            "B": (scan.B, (R, B, L, N)),
+            "C": (scan.C, (R, B, Q, N)),
+            "D": (scan.D, (R, D)),
+            "delta_bias": (scan.delta_bias, (R, D)),
+            "initial_state": (scan.initial_state, (R, B, D, N)),
+        },
+        scan.u,
+        f"u is {(R, B, L, D)}, N = {N}, positions asked for: {Q}",
+    )
+
+
+def _check_tensors(expected: dict[str, tuple[Tensor | None, tuple[int, ...]]], u: Tensor, context: str) -> None:
+    """Shape, a real dtype, and u's device, of each tensor that is given."""
     for name, (tensor, shape) in expected.items():
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
             raise BimbaError(
-                f"selective_scan: {name} must have shape {shape}, received {tuple(tensor.shape)} "
-                f"(u is {tuple(u.shape)}, N = {states}, positions asked for: {outputs})."
+                f"selective_scan: {name} must have shape {shape}, received {tuple(tensor.shape)} ({context})."
             )
         if not tensor.is_floating_point():
             raise BimbaError(f"selective_scan: {name} must be a real floating-point tensor, received {tensor.dtype}.")
         if tensor.device != u.device:
             raise BimbaError(f"selective_scan: {name} is on {tensor.device}, u on {u.device}; put both on one device.")
-    if not u.is_floating_point():
-        raise BimbaError(f"selective_scan: u must be a real floating-point tensor, received {u.dtype}.")
-    if groups and (groups[0] < 1 or channels % groups[0]):
-        raise BimbaError(f"selective_scan: {channels} channels cannot be split into the {groups[0]} groups of B.")
 
 
 def _check_index_tensor(query_index: Tensor, device: torch.device) -> None:
-    if query_index.dim() != 1 or query_index.dtype != torch.int64:
-        raise BimbaError(
-            f"selective_scan: query_index must be a (Q,) int64 tensor, "
-            f"received shape {tuple(query_index.shape)}, {query_index.dtype}."
+    if not isinstance(query_index, Tensor) or query_index.dim() != 1 or query_index.dtype != torch.int64:
+        received = (
+            f"shape {tuple(query_index.shape)}, {query_index.dtype}"
+            if isinstance(query_index, Tensor)
+            else type(query_index).__name__
         )
+        raise BimbaError(f"selective_scan: query_index must be a (Q,) int64 tensor, received {received}.")
     if query_index.device != device:
         raise BimbaError(
             f"selective_scan: query_index is on {query_index.device}, u on {device}; put both on one device."

@@ -1,18 +1,26 @@
 """The scan as PyTorch sees it: two custom operators, so that torch.compile and torch.export meet one node each.
 
-Which backend computes is decided inside, from devices, dtypes and shapes, so that tracing decides as running does.
+Which backend computes is decided inside, from devices, dtypes and shapes alone: a graph is traced without values, and
+how much the backward pass needs saved depends on the backend. Its name is kept for the backward pass.
+
+A backend of the scan::
+
+    forward(scan, save) -> y (R, B, Q, D), last state (R, B, D, N), saved (saved_shape(scan), or (0,) if not save)
+    backward(scan, saved, dy, dlast) -> gradients of Scan's first eight tensors, None for those that are None
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bimba.ops.backend import Backend, Registry
-from bimba.ops.selective_scan.inputs import Scan, check_query_index
+from bimba.ops.backend import Registry
+from bimba.ops.selective_scan.inputs import Scan, check_query_index, check_scan, rows
+from bimba.types import BimbaError
 
 REGISTRY = Registry(__package__, variable="BIMBA_SCAN_BACKEND")
 
@@ -34,11 +42,10 @@ def run(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`Scan`'s inputs -> y (R, B, Q, D), the last state (R, B, D, N), and what the backward pass needs."""
+    scan = _scan((u, delta, A, B, C, D, delta_bias, initial_state, query_index), delta_softplus, reverse)
     if query_index is not None:
         check_query_index(query_index, u.shape[2])
-    scan, chosen = _choose(
-        (u, delta, A, B, C, D, delta_bias, initial_state, query_index), delta_softplus, reverse, backend
-    )
+    chosen = REGISTRY.choose(backend, scan)
     with torch.autocast(u.device.type, enabled=False):
         y, last_state, saved = chosen.forward(scan, save)
     return y, last_state, saved
@@ -47,7 +54,8 @@ def run(
 @run.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, delta_softplus, reverse, backend, save = inputs
-    scan, chosen = _choose(tensors, delta_softplus, reverse, backend)
+    scan = _scan(tensors, delta_softplus, reverse)
+    chosen = REGISTRY.choose(backend, scan)
     R, B, _, D, N, Q = scan.shape
     y = scan.u.new_empty(R, B, Q, D, dtype=scan.dtype)
     return y, y.new_empty(R, B, D, N), y.new_empty(chosen.saved_shape(scan) if save else (0,))
@@ -73,8 +81,17 @@ def run_backward(
 ) -> list[Tensor]:
     """The gradients of those of the eight first inputs that are given, in their order and dtypes."""
     tensors = (u, delta, A, B, C, D, delta_bias, initial_state, query_index)
-    scan, chosen = _choose(tensors, delta_softplus, reverse, backend)
+    scan = _scan(tensors, delta_softplus, reverse)
+    chosen = REGISTRY.choose(backend, scan)
+    needed = chosen.saved_shape(scan)
     with torch.autocast(u.device.type, enabled=False):
+        if saved.numel() == 0 and needed != (0,):  # of a graph that was made without gradients
+            saved = chosen.forward(scan, True)[2]
+        if tuple(saved.shape) != needed:
+            raise BimbaError(
+                f"selective_scan: backend {backend!r} needs saved states of shape {needed} for its backward pass, "
+                f"received {tuple(saved.shape)}; run forward and backward pass with the same backend."
+            )
         grads = chosen.backward(scan, saved, dy.to(scan.dtype).contiguous(), dlast.contiguous())
     pairs = zip(grads, tensors[:8], strict=True)
     return [grad.to(x.dtype).contiguous() for grad, x in pairs if grad is not None and x is not None]
@@ -88,7 +105,8 @@ def _(*inputs: Any) -> list[Tensor]:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, delta_softplus, reverse, backend, _save = inputs
     ctx.save_for_backward(*tensors, output[2])
-    ctx.options = (delta_softplus, reverse, backend)
+    # By its name: what "auto" takes may have changed when the backward pass comes.
+    ctx.options = (delta_softplus, reverse, REGISTRY.name_of(backend, Scan(*tensors, delta_softplus, reverse)))
 
 
 def _backward(ctx: Any, dy: Tensor, dlast: Tensor, dsaved: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,15 +119,16 @@ def _backward(ctx: Any, dy: Tensor, dlast: Tensor, dsaved: Tensor) -> tuple[Tens
 run.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _choose(
-    tensors: Sequence[Tensor | None], delta_softplus: bool, reverse: bool, backend: str
-) -> tuple[Scan, Backend]:
-    u, delta, A, B, C, D, delta_bias, initial_state, query_index = tensors
-    u, delta, B, C = (_rows(x) for x in (u, delta, B, C))
-    scan = Scan(u, delta, A, B, C, D, delta_bias, initial_state, query_index, delta_softplus, reverse)  # type: ignore[arg-type]
-    return scan, REGISTRY.choose(backend, scan)
-
-
-def _rows(x: Tensor | None) -> Tensor | None:
-    """With neighbours in memory on the last axis; no copy of what is laid out so already."""
-    return x if x is None or x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+def _scan(tensors: Sequence[Any], delta_softplus: bool, reverse: bool) -> Scan:
+    """The inputs checked, with neighbours in memory on the last axis, and the initial state in the state's dtype."""
+    scan = Scan(*tensors, delta_softplus, reverse)
+    check_scan(scan)
+    initial = scan.initial_state
+    return dataclasses.replace(
+        scan,
+        u=rows(scan.u),
+        delta=rows(scan.delta),
+        B=rows(scan.B),
+        C=rows(scan.C),
+        initial_state=None if initial is None else initial.to(scan.dtype),
+    )
