@@ -26,12 +26,12 @@ KERNELS = {
     "forward": (forward.forward_kernel, {"T": launch._TILE, "SAVE": True}),
     "forward, every token": (
         forward.forward_kernel,
-        {"T": launch._TILE, "SAVE": False, "query_index": None, "next_query": None, "starts": None},
+        {"T": launch._TILE, "SAVE": False, "query_bits": None, "next_query": None, "starts": None},
     ),
     "backward": (backward.backward_kernel, {"T": launch._TILE_BACKWARD}),
     "backward, no D": (backward.backward_kernel, {"T": launch._TILE_BACKWARD, "skip": None}),
     "chunk states": (chunks.chunk_states_kernel, {"T": launch._TILE}),
-    "chunk gradients": (chunks.chunk_gradients_kernel, {"T": launch._TILE}),
+    "chunk gradients": (chunks.chunk_gradients_kernel, {"T": launch._TILE_GRADIENTS}),
     "carry": (chunks.carry_kernel, {"BACKWARD": False}),
 }
 
@@ -39,17 +39,19 @@ KERNELS = {
 def compile_kernel(kernel, constants, element, architecture):
     """The kernel as :mod:`launch` calls it at 7B size, with queries, softplus, D and an initial state unless said."""
     constants = {
-        "SOFTPLUS": True, "N": STATES, "BN": STATES, "BD": plan.WARP, "BLOCK": plan.BLOCK, **constants,
+        "SOFTPLUS": True, "N": STATES, "BN": STATES, "BD": plan.WARP, "BLOCK": plan.BLOCK, "PARTS": plan.PARTS,
+        **constants,
     }  # fmt: skip
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = dict.fromkeys(("u", "delta", "du", "ddelta"), f"*{element}")
-    types |= dict.fromkeys(("query_index", "next_query"), "*i32") | dict.fromkeys(common.INTEGERS, "i32")
+    types |= dict.fromkeys(("query_index", "query_bits", "next_query"), "*i32") | dict.fromkeys(common.INTEGERS, "i32")
     signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
     source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
     target = GPUTarget("cuda", architecture, 32)
-    return triton.compile(source, target=target, options={"num_warps": 1}).asm, constants.get("T", 1)
+    options = {"num_warps": 1} | ({"maxnreg": launch._REGISTERS} if "PARTS" in constants else {})
+    return triton.compile(source, target=target, options=options).asm, constants.get("T", 1) / constants.get("PARTS", 1)
 
 
 def run_tool(tool, *arguments):
@@ -89,7 +91,7 @@ def measure(name, element, architecture):
         "architecture": architecture,
         "registers": int(re.search(r"Used (\d+) registers", said)[1]),
         "spilled": sum(int(number) for number in re.findall(r"(\d+) bytes spill", said)),
-        "instructions": [count / (tile * STATES) for count in loops],
+        "instructions": [count / (tile * STATES) for count in loops],  # of a warp's worth of channels
         "addresses": sorted(set(re.findall(r"\.global\.[^;\[]*\[\s*(%[a-z]+)\d+", asm["ptx"]))),
         "wide multiplications": len(re.findall(r"\b(?:mul|mad)\.(?:lo\.s64|wide\.s32)", asm["ptx"])),
     }
