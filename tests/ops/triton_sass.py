@@ -26,7 +26,7 @@ KERNELS = {
     "forward": (forward.forward_kernel, {"T": launch._TILE, "SAVE": True}),
     "forward, every token": (
         forward.forward_kernel,
-        {"T": launch._TILE, "SAVE": False, "query_bits": None, "next_query": None, "starts": None},
+        {"T": launch._TILE_EVERY, "SAVE": False, "query_bits": None, "next_query": None, "starts": None},
     ),
     "backward": (backward.backward_kernel, {"T": launch._TILE_BACKWARD}),
     "backward, no D": (backward.backward_kernel, {"T": launch._TILE_BACKWARD, "skip": None}),
@@ -58,21 +58,38 @@ def run_tool(tool, *arguments):
     return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
 
 
-def innermost_loops(sass):
-    """The number of instructions of every loop that has none inside, in the order of the code."""
+def read_code(sass):
+    """The instructions, in the order of the code, and where in it the labels are."""
     instructions, labels = [], {}
     for line in sass.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
             labels[label[1]] = len(instructions)
         elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
             instructions.append(instruction[1])
+    return instructions, labels
+
+
+def innermost_loops(instructions, labels):
+    """First and last instruction of every loop that has none inside, in the order of the code."""
     loops = []
     for end, instruction in enumerate(instructions):
         target = re.search(r"\bBRA\b.*?(\.L_\w+)", instruction)
         if target and labels[target[1]] < end:
             loops.append((labels[target[1]], end))
-    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    return [end - start + 1 for start, end in sorted(inner)]
+    return sorted(a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops))
+
+
+def reads_before_branches(instructions, labels):
+    """Of each piece of straight code that ends with a branch: how often it reads memory."""
+    reads, found = 0, []
+    for i, instruction in enumerate(instructions):
+        if i in labels.values():
+            reads = 0
+        reads += "LDG" in instruction
+        if "BRA" in instruction:
+            found.append(reads)
+            reads = 0
+    return found
 
 
 def measure(name, element, architecture):
@@ -82,16 +99,21 @@ def measure(name, element, architecture):
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(asm["cubin"])
         ptx.write_text(asm["ptx"])
-        loops = innermost_loops(run_tool("nvdisasm", "-c", cubin).stdout)
+        code, labels = read_code(run_tool("nvdisasm", "-c", cubin).stdout)
         wide = "a" if architecture == 90 else ""
         said = run_tool("ptxas", "-v", f"-arch=sm_{architecture}{wide}", ptx, "-o", Path(folder, "again.cubin")).stderr
+    loops = innermost_loops(code, labels)
+    start, end = max(loops, key=lambda loop: loop[1] - loop[0])
+    inner = {name: at - start for name, at in labels.items() if start < at <= end}
     return {
         "kernel": name,
         "element": element,
         "architecture": architecture,
         "registers": int(re.search(r"Used (\d+) registers", said)[1]),
         "spilled": sum(int(number) for number in re.findall(r"(\d+) bytes spill", said)),
-        "instructions": [count / (tile * STATES) for count in loops],  # of a warp's worth of channels
+        "instructions": [(last - first + 1) / (tile * STATES) for first, last in loops],
+        "barriers": sum("BAR" in instruction for instruction in code),
+        "reads before branches": reads_before_branches(code[start : end + 1], inner),
         "addresses": sorted(set(re.findall(r"\.global\.[^;\[]*\[\s*(%[a-z]+)\d+", asm["ptx"]))),
         "wide multiplications": len(re.findall(r"\b(?:mul|mad)\.(?:lo\.s64|wide\.s32)", asm["ptx"])),
     }

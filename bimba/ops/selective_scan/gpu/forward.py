@@ -12,7 +12,7 @@ is time lost, unless another warp can run. Hence:
 * A step's size is computed once, not PARTS times: of PARTS neighbouring steps each part computes one, and the others
   fetch it from its thread. A thread's states are one number each of a tuple of (W, BD) tensors, a step's size is (BD,).
 * Nothing is read when it is needed. While step t is done, the decays of step t + 1 are computed; the step sizes of a
-  group of steps while those before it are done; B, u and delta are read one and two groups ahead, C when the query
+  group of steps while those before it are done; B is read one group ahead, u and delta two, C when the query
   before is met. Whether a step is a query is a bit of a number that was read with the tile before: compared with query
   tokens, which are read one by one, it would make every step wait for what was read last, B too, because loads share
   few scoreboards.
@@ -234,13 +234,7 @@ def scan_steps(
         u_at, delta_at = u + near + part * u_step, delta + near + part * delta_step
         u_group, delta_group = G * u_step, G * delta_step
         ours_a = shared_steps(load_group(u_at, delta_at, u_step, delta_step, G, PARTS), bias, SOFTPLUS)
-        u_at += u_group
-        delta_at += delta_group
-        read_b = load_group(u_at, delta_at, u_step, delta_step, G, PARTS)
-        more = begin + T < whole
-        u_at += tl.where(more, u_group, 0)
-        delta_at += tl.where(more, delta_group, 0)
-        read_a = load_group(u_at, delta_at, u_step, delta_step, G, PARTS)
+        read_b = load_group(u_at + u_group, delta_at + delta_group, u_step, delta_step, G, PARTS)
         rows_a = load_B(B, state, N, BN, G, PARTS, W)
         decays = decays_of(A, of_step(ours_a[0][0], 0, channel, BD, PARTS))
         for s in range(begin, whole, T):
@@ -248,14 +242,14 @@ def scan_steps(
                 if s % BLOCK == 0:
                     store_states(saved, h, unit, channel, state, BN, BD, PARTS, W)
                     saved += saved_step
-            # What is ahead of the last group is the last group.
-            more = s + T < whole
+            more = s + T < whole  # what is ahead of the last tile is the last tile
             word_next = load_word(query_bits, (s - begin) // T + 1)
             rows_b = load_B(B + G * N, state, N, BN, G, PARTS, W)
             ours_b = shared_steps(read_b, bias, SOFTPLUS)
-            u_at += tl.where(more, u_group, 0)
-            delta_at += tl.where(more, delta_group, 0)
-            read_b = load_group(u_at, delta_at, u_step, delta_step, G, PARTS)
+            u_at += tl.where(more, T * u_step, 0)
+            delta_at += tl.where(more, T * delta_step, 0)
+            read_a = load_group(u_at, delta_at, u_step, delta_step, G, PARTS)
+            read_b = load_group(u_at + u_group, delta_at + delta_group, u_step, delta_step, G, PARTS)
             h, total, query, decays = scan_group(
                 h, total, query, decays, ours_a, ours_b, rows_a, word, 0, A, skip, far, channel, part, state,
                 inside, channels, N, BN, BD, G, PARTS, W,
@@ -263,10 +257,6 @@ def scan_steps(
             B += tl.where(more, T * N, 0)
             rows_a = load_B(B, state, N, BN, G, PARTS, W)
             ours_a = shared_steps(read_a, bias, SOFTPLUS)
-            more = s + 2 * T < whole
-            u_at += tl.where(more, u_group, 0)
-            delta_at += tl.where(more, delta_group, 0)
-            read_a = load_group(u_at, delta_at, u_step, delta_step, G, PARTS)
             h, total, query, decays = scan_group(
                 h, total, query, decays, ours_b, ours_a, rows_b, word, G, A, skip, far, channel, part, state,
                 inside, channels, N, BN, BD, G, PARTS, W,

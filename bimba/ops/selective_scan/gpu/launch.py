@@ -16,7 +16,8 @@ from bimba.ops.selective_scan.gpu.common import LOG2E
 from bimba.ops.selective_scan.gpu.forward import forward_kernel
 from bimba.ops.selective_scan.inputs import Scan
 
-_TILE, _TILE_GRADIENTS, _TILE_BACKWARD = 16, 8, 2  # steps of a tile; of the backward ones all are in registers
+_TILE, _TILE_EVERY = 16, 8  # steps of a tile; the latter where every token is a query, which needs more registers
+_TILE_GRADIENTS, _TILE_BACKWARD = 8, 2  # of tiles that are in registers as a whole
 _REGISTERS = 128  # of a thread that scans forwards: 16 warps then fit a processor, and 14 are there at 7B size
 
 
@@ -77,8 +78,9 @@ class _Call:
             steps[r].copy_(self.scan.B[r].flip(1) if self.scan.is_reverse(r) else self.scan.B[r])
         rows[1:-1].view(R, B, Q, N).copy_(self.scan.C)
         index = self.scan.query_index
-        bits = None if index is None else plan.query_bits(index, L, _TILE)
-        return {"B": steps, "C": rows[1:], "query_bits": bits, "PARTS": plan.PARTS, "T": _TILE, "maxnreg": _REGISTERS}
+        tile = _TILE_EVERY if index is None else _TILE
+        bits = None if index is None else plan.query_bits(index, L, tile)
+        return {"B": steps, "C": rows[1:], "query_bits": bits, "PARTS": plan.PARTS, "T": tile, "maxnreg": _REGISTERS}
 
     def launch(self, kernel: Any, programs: int, **arguments: Any) -> None:
         """Runs ``kernel`` with those that it names of ``arguments`` and of the call's inputs."""
