@@ -38,8 +38,9 @@ def poisoned_memory(monkeypatch):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """A state is saved every 8 steps, so that short sequences have several blocks."""
+    """A state is saved every 8 steps and a tile has as many, so that short sequences have several of both."""
     monkeypatch.setattr(plan, "BLOCK", 8)
+    monkeypatch.setattr(launch, "_TILE", 8)
 
 
 @pytest.fixture
@@ -148,6 +149,21 @@ def test_in_chunks(in_chunks, queries):
 def test_one_direction_and_blocks_of_their_real_size(reverse):
     queries = [0, 1, 63, 64, 66]
     compare(make_inputs(1, 2, 67, 4, 2, queries), queries=queries, reverse=reverse)
+
+
+@pytest.mark.parametrize("length", [8, 16, 24, 25])
+def test_whole_tiles_and_what_is_read_ahead(small_blocks, length):
+    queries = [0, 1, 7, 8, 15, 16, 23, 24]
+    queries = [q for q in queries if q < length]
+    inputs = make_inputs(2, 2, length, 3, 5, queries)
+    inputs["D"][0, 1] = math.inf  # it reaches its own channel only
+    inputs["u"][0, :, :, 1] = 1.0
+    with torch.no_grad():
+        options = {"query_index": torch.tensor(queries, device=DEVICE), "delta_softplus": True}
+        y, _ = scan_directions(**inputs, **options, backend="triton")
+    assert torch.isinf(y[0, ..., 1]).all() and torch.isfinite(y[0, ..., ::2]).all() and torch.isfinite(y[1]).all()
+    inputs["D"][0, 1] = 0.0
+    compare(inputs, queries=queries)
 
 
 def test_two_directions_reversed(small_blocks):
@@ -278,17 +294,29 @@ def test_the_next_query_at_each_block(small_blocks):
     assert plan.next_query(queries, 21, 3).tolist() == [[0, 2, 4, 5], [4, 3, 0, -1]]
 
 
+def test_the_queries_as_bits():
+    queries = torch.tensor([0, 7, 8, 12, 20], device=DEVICE)
+    forwards, backwards = plan.query_bits(queries, 21, 8).tolist()
+    assert forwards == [2**0 + 2**7, 2**0 + 2**4, 2**4, 0]
+    assert backwards == [2**0, 2**0 + 2**4 + 2**5, 2**4, 0]  # steps 0, 8, 12, 13, 20
+
+
 @pytest.mark.parametrize(
-    ("R", "D", "L", "chunks"),
-    [(2, 7168, 59200, 1), (1, 7168, 59200, 5), (2, 1024, 59200, 17), (2, 512, 100, 2), (1, 1, 64, 1)],
-)
-def test_chunks_where_there_are_few_programs(R, D, L, chunks):
+    ("R", "D", "L", "chunks", "backward"),
+    [
+        (2, 7168, 59200, 1, 1), (1, 7168, 59200, 1, 5), (2, 1024, 59200, 8, 17), (2, 512, 100, 2, 2), (1, 1, 64, 1, 1),
+    ],
+)  # fmt: skip
+def test_chunks_where_there_are_few_programs(R, D, L, chunks, backward):
     u, A = torch.zeros(R, 1, L, D, device="meta"), torch.zeros(R, D, 16, device="meta")
     tokens = torch.zeros(R, 1, L, 16, device="meta")
     call = Scan(u, u, A, tokens, tokens, None, None, None, None, delta_softplus=True, reverse=False)
-    found = plan.make_plan(call, processors=132)
-    assert found.chunks == chunks and found.chunk % plan.BLOCK == 0
-    assert (found.chunks - 1) * found.chunk < L <= found.chunks * found.chunk
+    for found, wanted in (
+        (plan.make_plan(call, processors=132), chunks),
+        (plan.make_plan(call, processors=132, backward=True), backward),
+    ):
+        assert found.chunks == wanted and found.chunk % plan.BLOCK == 0
+        assert (found.chunks - 1) * found.chunk < L <= found.chunks * found.chunk
 
 
 # -- where it runs -----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import triton.language as tl
 from bimba.ops.selective_scan.gpu.common import (
     INTEGERS,
     LN2,
+    advance,
     in_states,
     lanes,
     load_row,
@@ -33,7 +34,6 @@ from bimba.ops.selective_scan.gpu.common import (
     sum_over_channels,
     token_of_query,
 )
-from bimba.ops.selective_scan.gpu.forward import advance
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def backward_kernel(
     (R, B, chunks, C, BD), all where programs lie: what is stored last needs no address but the program's number. Added
     to: dB (R, B, L, N), dC (R, B, Q, N), float32.
     """
-    row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
+    row, r, b, k, block, back = place(tl.program_id(0), batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
     lane, inside, near = lanes(channels, block, BD)

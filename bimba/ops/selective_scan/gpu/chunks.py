@@ -17,6 +17,7 @@ import triton.language as tl
 
 from bimba.ops.selective_scan.gpu.common import (
     INTEGERS,
+    decays_and_gains,
     in_states,
     lanes,
     load_row,
@@ -25,49 +26,52 @@ from bimba.ops.selective_scan.gpu.common import (
     row_of_query,
     token_of_query,
 )
-from bimba.ops.selective_scan.gpu.forward import advance, decays_and_gains
+from bimba.ops.selective_scan.gpu.forward import (
+    load_states,
+    no_states,
+    scan_steps,
+    split_lanes,
+    store_states,
+    sum_over_parts,
+)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def chunk_states_kernel(
     u, delta, A, B, bias, states, totals,
     u_r, u_b, u_t, delta_r, delta_b, delta_t, batch, length, channels, chunk, chunks, reverse, unit,
-    SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr,
+    SOFTPLUS: tl.constexpr, PARTS: tl.constexpr,
+    N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid and inputs as of the forward kernel's. Writes what each chunk makes of 0 to states (R, B, chunks, C, BN, BD)
     and the sum of its steps to totals (R, B, chunks, D)."""
-    row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
+    W: tl.constexpr = min(4, BN // PARTS)
+    row, r, b, k, block, back = place(tl.program_id(0) // PARTS, batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
-    first = block * BD
-    lane, inside, near = lanes(channels, block, BD)
+    of_block = tl.program_id(0) % PARTS * (BD // PARTS)  # this program's first channel in the block
+    first = block * BD + of_block
+    channel, part, state = split_lanes(BN, BD, PARTS)
+    near = tl.minimum(channel, channels - first - 1)
+    inside = tl.arange(0, BD // PARTS) < channels - first
     begin = k * chunk
     end = tl.minimum(begin + chunk, length)
     token = tl.where(back, length - 1 - begin, begin).to(tl.int64)
-    forth = tl.where(back, -1, 1).to(tl.int64)
-    u_step, delta_step, B_step = forth * u_t, forth * delta_t, forth * N
+    far = tl.where(back, -1, 1).to(tl.int64)
     u += r * u_r + b * u_b + token * u_t + first
     delta += r * delta_r + b * delta_b + token * delta_t + first
-    B += (row * length + token) * N
-    A = tl.load(in_states(A + (r * width + block) * BN * BD, unit, BN, BD))
+    B += (row * length + begin) * N
+    A = load_states(A + (r * width + block) * BN * BD + of_block, unit, channel, state, BN, BD, PARTS, W)
     bias = tl.load(bias + r * channels + first + near)
-    h = tl.zeros([BN, BD], tl.float32)
-    total = tl.zeros([BD], tl.float32)
-    whole = begin + (end - begin) // T * T
-    for _ in range(begin, whole, T):
-        h, steps = advance(h, u, u_step, delta, delta_step, near, A, bias, B, B_step, SOFTPLUS, N, BN, T)
-        total += steps
-        u += T * u_step
-        delta += T * delta_step
-        B += T * B_step
-    for _ in range(whole, end):
-        h, steps = advance(h, u, u_step, delta, delta_step, near, A, bias, B, B_step, SOFTPLUS, N, BN, 1)
-        total += steps
-        u += u_step
-        delta += delta_step
-        B += B_step
+    h = no_states(A)
+    h, total = scan_steps(
+        h, None, u, delta, far * u_t, far * delta_t, A, bias, B, None, None, None, 0, begin, end, far, unit, channel,
+        near, part, state, inside, channels, SOFTPLUS, N, BN, BD, T, PARTS, BLOCK,
+    )  # fmt: skip
     here = row * chunks + k
-    tl.store(in_states(states + (here * width + block) * BN * BD, unit, BN, BD), h)
-    tl.store(totals + here * channels + first + lane, total, mask=inside)
+    at = states + (here * width + block) * BN * BD + of_block
+    store_states(at, h, unit, channel, state, BN, BD, PARTS, W)
+    at = totals + here * channels + first + tl.arange(0, BD // PARTS)
+    tl.store(at, sum_over_parts(total, BD, PARTS), mask=inside)
 
 
 @triton.jit
@@ -97,7 +101,7 @@ def chunk_gradients_kernel(
 ):  # fmt: skip
     """Grid and inputs as of the backward kernel's. Writes to gradients (R, B, chunks, C, BN, BD) that of the state
     before each chunk if that of the state after it is 0, and to totals (R, B, chunks, D) the sum of its steps."""
-    row, r, b, k, block, back = place(batch, channels, chunks, reverse, BD)
+    row, r, b, k, block, back = place(tl.program_id(0), batch, channels, chunks, reverse, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
     lane, inside, near = lanes(channels, block, BD)
@@ -148,7 +152,7 @@ def carry_kernel(
 ):  # fmt: skip
     """Grid: directions * samples * blocks of channels. ``states`` (R, B, chunks, C, BN, BD) is what each chunk makes of
     0, and becomes what enters it; edge (R, B, C, BN, BD) enters the first, or the last if BACKWARD; None: zeros."""
-    row, r, _, _, block, _ = place(batch, channels, 1, 0, BD)
+    row, r, _, _, block, _ = place(tl.program_id(0), batch, channels, 1, 0, BD)
     width = tl.cdiv(channels, BD)  # in blocks
     first = block * BD
     lane, inside, _ = lanes(channels, block, BD)

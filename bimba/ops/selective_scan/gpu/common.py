@@ -17,9 +17,8 @@ INTEGERS += ["u_r", "u_b", "u_t", "delta_r", "delta_b", "delta_t"]
 
 
 @triton.jit
-def place(batch, channels, chunks, reverse, BD: tl.constexpr):
-    """This program's row (direction and sample), direction, sample, chunk, block of channels; whether it runs back."""
-    program = tl.program_id(0)
+def place(program, batch, channels, chunks, reverse, BD: tl.constexpr):
+    """A program's row (direction and sample), direction, sample, chunk, block of channels; whether it runs back."""
     blocks = tl.cdiv(channels, BD)
     block = program % blocks
     chunk = program // blocks % chunks
@@ -94,6 +93,31 @@ def step_size(delta, bias, SOFTPLUS: tl.constexpr):
         return softplus(x)
     else:
         return x, tl.full(x.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def decays_and_gains(u_rows, delta_rows, A, bias, SOFTPLUS: tl.constexpr, T: tl.constexpr):
+    """Of T steps: exp(step A), each (BN, BD), step * u, each (BD,), and the sum of the steps."""
+    decays, gains, total = (), (), tl.zeros_like(bias)
+    for t in tl.static_range(T):
+        step, _ = step_size(delta_rows[t], bias, SOFTPLUS)
+        decays = decays + (tl.exp2(A * step[None, :]),)
+        gains = gains + (step * u_rows[t],)
+        total += step
+    return decays, gains, total
+
+
+@triton.jit
+def advance(
+    h, u, u_step, delta, delta_step, lane, A, bias, B, B_step,
+    SOFTPLUS: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """The state after T steps, and the sum of the steps; the addresses are those of the first."""
+    u_rows, delta_rows = load_tokens(u, u_step, lane, T), load_tokens(delta, delta_step, lane, T)
+    decays, gains, total = decays_and_gains(u_rows, delta_rows, A, bias, SOFTPLUS, T)
+    for t in tl.static_range(T):
+        h = decays[t] * h + gains[t][None, :] * load_row(B + t * B_step, N, BN)[:, None]
+    return h, total
 
 
 @triton.jit

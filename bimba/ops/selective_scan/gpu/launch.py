@@ -16,7 +16,9 @@ from bimba.ops.selective_scan.gpu.common import LOG2E
 from bimba.ops.selective_scan.gpu.forward import forward_kernel
 from bimba.ops.selective_scan.inputs import Scan
 
-_TILE, _TILE_BACKWARD = 8, 2  # steps that are in registers at once
+_TILE, _TILE_EVERY = 16, 8  # steps of a tile; the latter where every token is a query, which needs more registers
+_TILE_GRADIENTS, _TILE_BACKWARD = 8, 2  # of tiles that are in registers as a whole
+_REGISTERS = 128  # of a thread that scans forwards: 16 warps then fit a processor, and 14 are there at 7B size
 
 
 def processors(device: torch.device) -> int:
@@ -36,11 +38,11 @@ class _Call:
     D) and become contiguous float32: a thread then reads four states' B with one instruction and converts nothing.
     """
 
-    def __init__(self, scan: Scan) -> None:
+    def __init__(self, scan: Scan, backward: bool = False) -> None:
         R, B, L, D, N, Q = scan.shape
         self.scan, self.shape = scan, scan.shape
         self.state = plan.blocks_shape(D, N)
-        self.plan = plan.make_plan(scan, processors(scan.u.device))
+        self.plan = plan.make_plan(scan, processors(scan.u.device), backward)
         self.tensors: dict[str, Tensor | None] = {
             "u": scan.u,
             "delta": scan.delta,
@@ -67,22 +69,34 @@ class _Call:
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self.scan.u.device)
 
+    def forwards(self) -> dict[str, Any]:
+        """What the kernels that scan forwards take otherwise: B in the order of steps, C with a row at either end that
+        may be read and is not used, the queries as bits."""
+        R, B, L, _, N, Q = self.shape
+        steps, rows = self.new(R, B, L, N), self.new(R * B * Q + 2, N)
+        for r in range(R):
+            steps[r].copy_(self.scan.B[r].flip(1) if self.scan.is_reverse(r) else self.scan.B[r])
+        rows[1:-1].view(R, B, Q, N).copy_(self.scan.C)
+        index = self.scan.query_index
+        tile = _TILE_EVERY if index is None else _TILE
+        bits = None if index is None else plan.query_bits(index, L, tile)
+        return {"B": steps, "C": rows[1:], "query_bits": bits, "PARTS": plan.PARTS, "T": tile, "maxnreg": _REGISTERS}
+
     def launch(self, kernel: Any, programs: int, **arguments: Any) -> None:
-        """Runs ``kernel`` with those of the call's inputs that it names, and ``arguments``."""
-        known = {**self.tensors, **self.numbers}
-        own = {name: known[name] for name in kernel.arg_names if name in known and name not in arguments}
+        """Runs ``kernel`` with those that it names of ``arguments`` and of the call's inputs."""
+        known = {**self.tensors, **self.numbers, **arguments}
+        own = {name: known[name] for name in (*kernel.arg_names, "maxnreg") if name in known}
         device = self.scan.u.device
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            kernel[(programs,)](**own, **arguments, num_warps=1)
+            kernel[(programs,)](**own, num_warps=1)
 
     def carried(self, kernel: Any, edge: Tensor | None, backward: bool, **arguments: Any) -> Tensor:
         """What enters each chunk, (R, B, chunks, C, BN, BD), if ``edge`` (R, B, C, BN, BD) enters the first or last."""
         R, B, _, D, _, _ = self.shape
         states, totals = self.new(R, B, self.plan.chunks, *self.state), self.new(R, B, self.plan.chunks, D)
         name = "gradients" if backward else "states"
-        self.launch(
-            kernel, self.plan.programs * self.plan.chunks, **{name: states}, totals=totals, T=_TILE, **arguments
-        )
+        programs = self.plan.programs * self.plan.chunks * (1 if backward else plan.PARTS)
+        self.launch(kernel, programs, **{name: states}, totals=totals, **arguments)
         self.launch(carry_kernel, self.plan.programs, states=states, totals=totals, edge=edge, BACKWARD=backward)
         return states
 
@@ -98,15 +112,13 @@ def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     if initial is not None:
         initial = plan.to_blocks(initial)
     call = _Call(scan)
-    starts = initial
+    starts, forwards = initial, call.forwards()
     if call.plan.chunks > 1:
-        starts = call.carried(chunk_states_kernel, initial, backward=False)
+        starts = call.carried(chunk_states_kernel, initial, backward=False, **forwards)
     y, last = call.new(R, B, Q, D), call.new(R, B, *call.state)
     saved = call.new(*(plan.saved_shape(scan) if save else (0,)))
-    call.launch(
-        forward_kernel, call.plan.programs * call.plan.chunks, starts=starts, y=y, last=last, saved=saved, SAVE=save,
-        T=_TILE,
-    )  # fmt: skip
+    programs = call.plan.programs * call.plan.chunks * plan.PARTS
+    call.launch(forward_kernel, programs, starts=starts, y=y, last=last, saved=saved, SAVE=save, **forwards)
     return y, plan.from_blocks(last, D, N), saved
 
 
@@ -119,12 +131,12 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
         if scan.initial_state is not None:
             none[-1] = dlast.clone()
         return tuple(none)
-    call = _Call(dataclasses.replace(scan, u=_rows(scan.u), delta=_rows(scan.delta)))
+    call = _Call(dataclasses.replace(scan, u=_rows(scan.u), delta=_rows(scan.delta)), backward=True)
     chunks, programs = call.plan.chunks, call.plan.programs * call.plan.chunks
     dy = dy if Q else call.zeros(R, B, 1, D)
     ends = plan.to_blocks(dlast)
     if chunks > 1:
-        ends = call.carried(chunk_gradients_kernel, ends, backward=True, dy=dy)
+        ends = call.carried(chunk_gradients_kernel, ends, backward=True, dy=dy, T=_TILE_GRADIENTS)
     du, ddelta = call.new(R, B, L, D, dtype=scan.u.dtype), call.new(R, B, L, D, dtype=scan.delta.dtype)
     dB, dC = call.zeros(R, B, L, N), call.zeros(R, B, Q, N)
     dA, dstart = (call.new(R, B, chunks, *call.state) for _ in range(2))

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from bimba.ops.selective_scan.inputs import Scan
 
 BLOCK = 64  # steps between two saved states
-WARP = 32  # channels a program scans
+WARP = 32  # channels of a block
+PARTS = 4  # programs a block has in the forward pass, each with a PARTS-th of the channels (see forward.py)
 
 
 def saved_shape(scan: Scan) -> tuple[int, ...]:
@@ -24,8 +25,8 @@ def saved_shape(scan: Scan) -> tuple[int, ...]:
 
 
 def blocks_shape(D: int, N: int) -> tuple[int, int, int]:
-    """How D channels of N states lie, block by block of WARP channels, N filled up to a power of two."""
-    return -(-D // WARP), 1 << (N - 1).bit_length(), WARP
+    """How D channels of N states lie, block by block of WARP channels, N filled up to a power of two, 4 at least."""
+    return -(-D // WARP), max(PARTS, 1 << (N - 1).bit_length()), WARP
 
 
 def to_blocks(x: Tensor) -> Tensor:
@@ -57,11 +58,19 @@ class Plan:
     blocks: int
 
 
-def make_plan(scan: Scan, processors: int) -> Plan:
-    """One chunk if the programs fill 3 of each processor's 4 schedulers; else chunks for two programs a scheduler."""
+def make_plan(scan: Scan, processors: int, backward: bool = False) -> Plan:
+    """Chunks, where the blocks of channels do not fill the GPU.
+
+    Forwards a block has PARTS warps, and four blocks fill a processor. One of them alone takes six tenths of their
+    time, and chunks double the work: they pay where there is no block for each processor. Backwards a block is one
+    warp, chunks cost half as much more, and eight blocks fill a processor: they pay below three.
+    """
     R, B, L, D, _, _ = scan.shape
     programs, blocks = R * B * -(-D // WARP), -(-L // BLOCK)
-    wanted = 1 if programs >= 3 * processors else -(-8 * processors // programs)
+    if backward:
+        wanted = 1 if programs >= 3 * processors else -(-8 * processors // programs)
+    else:
+        wanted = 1 if programs > processors else 4 * processors // programs
     per_chunk = -(-blocks // min(wanted, blocks))
     return Plan(programs, -(-blocks // per_chunk), per_chunk * BLOCK, blocks)
 
@@ -74,3 +83,15 @@ def next_query(query_index: Tensor, length: int, blocks: int) -> Tensor:
     edges = (torch.arange(blocks + 1, device=query_index.device) * BLOCK).clamp(max=length)
     forwards, backwards = (torch.searchsorted(query_index, x) for x in (edges, length - edges))
     return torch.stack([forwards, backwards - 1]).to(torch.int32)
+
+
+def query_bits(query_index: Tensor, length: int, tile: int) -> Tensor:
+    """(2, tiles + 1) int32: which steps are queries, bit t of number i for step i * tile + t; forwards and backwards.
+
+    The last number is beyond the last step: what is read ahead of the last tile.
+    """
+    tiles = -(-length // tile) + 1
+    bits = torch.zeros(2, tiles * tile, dtype=torch.int32, device=query_index.device)
+    bits.scatter_(1, torch.stack([query_index, length - 1 - query_index]), 1)
+    weights = 1 << torch.arange(tile, dtype=torch.int32, device=query_index.device)
+    return (bits.view(2, tiles, tile) * weights).sum(-1, dtype=torch.int32)
