@@ -106,7 +106,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     *tensors, delta_softplus, reverse, backend, _save = inputs
     ctx.save_for_backward(*tensors, output[2])
     # By its name: what "auto" takes may have changed when the backward pass comes.
-    ctx.options = (delta_softplus, reverse, REGISTRY.name_of(backend, Scan(*tensors, delta_softplus, reverse)))
+    name = REGISTRY.name_of(backend, Scan(*tensors, delta_softplus, reverse))  # type: ignore[call-arg]
+    ctx.options = (delta_softplus, reverse, name)
 
 
 def _backward(ctx: Any, dy: Tensor, dlast: Tensor, dsaved: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,7 +122,7 @@ run.register_autograd(_backward, setup_context=_setup_context)
 
 def _scan(tensors: Sequence[Any], delta_softplus: bool, reverse: bool) -> Scan:
     """The inputs checked, with neighbours in memory on the last axis, and the initial state in the state's dtype."""
-    scan = Scan(*tensors, delta_softplus, reverse)
+    scan = Scan(*tensors, delta_softplus, reverse)  # type: ignore[call-arg]
     check_scan(scan)
     initial = scan.initial_state
     return dataclasses.replace(
