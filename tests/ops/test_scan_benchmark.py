@@ -47,3 +47,16 @@ def test_refuses_when_outputs_differ(
     printed = capsys.readouterr().out
     assert "transformers differs from the reference" in printed
     assert " ms" not in printed
+
+
+def test_short_times_keep_their_digits(benchmark: ModuleType) -> None:
+    seconds = (0.0, 1.234e-7, 4.56e-5, 0.0123, 1.0258, float("nan"))
+    assert [benchmark.milliseconds(s) for s in seconds] == ["0", "0.000123", "0.0456", "12.3", "1026", "nan"]
+
+
+@pytest.mark.parametrize(("earlier_s", "calls"), [({}, 4), ({"one": 1.0}, 4), ({"one": 6.0}, 0)])
+def test_what_was_slow_is_not_called_again(benchmark: ModuleType, earlier_s: dict[str, float], calls: int) -> None:
+    called = []
+    times_s = benchmark.median_seconds({"one": lambda: called.append(1)}, 3, earlier_s)
+    assert len(called) == calls
+    assert (times_s["one"] == 6.0) == (calls == 0)
