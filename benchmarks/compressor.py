@@ -26,7 +26,7 @@ direction, a buffer that is filled, PyTorch's convolution. State both; never cre
 SDPA never stores the L x L scores, so its memory grows linearly too; a materialised attention's would not. Here queries
 grow with the frames, so the perceiver is quadratic as well. The exponent is that of the time from a quarter of the
 longest video to the longest: 1 is linear, 2 quadratic. The five that scan, as far as they have a row, must give the
-same outputs on the first video, streamed in pieces of 256, and with --backward the same gradients of tokens, queries
+same outputs on the first video, streamed in four pieces, and with --backward the same gradients of tokens, queries
 and all parameters, or nothing is printed. Memory is how far the process grows beyond tokens and queries; a candidate
 that takes more than 5 seconds is called once. The floor is the matrix products and exponentials that query-only cannot
 avoid, at the rates measured in the same run.
@@ -44,7 +44,7 @@ from pathlib import Path
 
 import peers
 import torch
-from layer import COMPARED_CHUNK, GRID, EveryPosition, Layer, Ours, make, run
+from layer import GRID, EveryPosition, Layer, Ours, make, quarter, run
 from measure import (
     agree,
     copy_s,
@@ -181,7 +181,7 @@ def calls(
 def agree_at(frames: int, candidates: dict[str, Layer], options: argparse.Namespace) -> bool:
     """Whether those that compute the same function give the same results; says so if not."""
     ours: Ours = candidates["query-only"]  # type: ignore[assignment]
-    pieces = Ours(ours.compressor, COMPARED_CHUNK)
+    pieces = Ours(ours.compressor, quarter(frames))
     present = calls({**candidates, "streamed": pieces}, frames, options)
     expected = present["query-only"]()
     same = {name: present[name] for name in ("streamed", *FULL) if name in present}

@@ -5,7 +5,7 @@ package's scan of every position and PyTorch's convolution; the table says which
 is: in every forward pass it makes the sequence's buffer of zeros in float32 on the host and moves it to the GPU. "every
 position" is our layer, computed everywhere: what reading at the queries alone saves, while the original's way differs
 in its layout, too (see ``compressor.py``). Before any speed is printed all must agree on 2 frames in float32, with
-streaming in pieces of 256 and with all gradients, and each backend's scan with ``chunked``'s, in both dtypes. All share
+streaming in four pieces and with all gradients, and each backend's scan with ``chunked``'s, in both dtypes. All share
 one set of parameters, so that a peak counts them once.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from layer import COMPARED_CHUNK, GRID, EveryPosition, Layer, Ours, make, run
+from layer import GRID, EveryPosition, Layer, Ours, make, quarter, run
 from measure import agree
 from original import Convolution, FullScan, OriginalsWay, convolve_and_silu, our_scan
 from torch import Tensor
@@ -78,7 +78,7 @@ def layers_agree(compressor: MambaCompressor, device: str) -> bool:
     """Whether all compute the same, gradients included; says so if not."""
     tokens = torch.randn(1, COMPARED_FRAMES, GRID, GRID, compressor.hidden_size, device=device)
     queries = pool_queries(tokens).flatten(2, 3)
-    candidates = layers(compressor, device, COMPARED_CHUNK)
+    candidates = layers(compressor, device, quarter(COMPARED_FRAMES))
     calls = {name: partial(run, layer, tokens, queries, backward=True) for name, layer in candidates.items()}
     return agree(calls, calls.pop("query-only")(), "query-only", TOLERANCE)
 

@@ -12,7 +12,6 @@ from bimba.model.compressor import MambaCompressor
 from bimba.model.mamba import cast
 
 GRID = 27
-COMPARED_CHUNK = 256  # few frames must make several pieces when results are compared
 Layer = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,6 +49,11 @@ class EveryPosition:
         index = self.compressor.query_index(tokens.shape[1], flat.shape[1]).to(tokens.device)
         y: Tensor = self.compressor.layers[0](tokens, flat, index, everything=True)
         return y[:, index].view(queries.shape)
+
+
+def quarter(frames: int) -> int:
+    """chunk_tokens to compare with: four pieces, however short the video; more would add up more bfloat16 rounding."""
+    return frames * (GRID**2 + ((GRID + 1) // 2) ** 2) // 4 + 1
 
 
 def run(layer: Layer, tokens: Tensor, queries: Tensor, backward: bool) -> list[Tensor]:
