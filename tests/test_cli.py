@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,9 @@ def test_a_command_is_needed(capsys):
     assert caught.value.code == 2
 
 
-def test_doctor_names_versions_device_and_backends(capsys):
+def test_doctor_names_versions_device_and_backends(monkeypatch, capsys):
+    for variable in ("BIMBA_SCAN_BACKEND", "BIMBA_CONV_BACKEND"):
+        monkeypatch.delenv(variable, raising=False)
     assert cli.main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert {"python", "torch", "lmms-eval", "cpu", "selective_scan: reference", "causal_conv1d: pytorch"} <= set(
@@ -144,6 +147,41 @@ def test_doctor_names_versions_device_and_backends(capsys):
         assert sum(name.startswith(op) and "first choice" in state for name, state in findings.items()) == 1
     assert cli.main(["doctor"]) == 0
     assert "transformers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("variable", "op", "name"),
+    [("BIMBA_SCAN_BACKEND", "selective_scan", "reference"), ("BIMBA_CONV_BACKEND", "causal_conv1d", "pytorch")],
+)
+def test_doctor_says_which_backend_a_variable_chose(variable, op, name, monkeypatch, capsys):
+    monkeypatch.setenv(variable, name)
+    assert cli.main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings[f"{op}: {name}"] == f"ready, chosen by {variable}"
+    assert not any(what.startswith(op) and "first choice" in state for what, state in findings.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        (
+            "quick",
+            "chosen by BIMBA_SCAN_BACKEND, but no backend is called so; set BIMBA_SCAN_BACKEND to one of: auto, ",
+        ),
+        ("cpp", "chosen by BIMBA_SCAN_BACKEND, but a test took the compiler away; or unset BIMBA_SCAN_BACKEND"),
+    ],
+)
+def test_doctor_finds_fault_with_a_variable_that_names_what_cannot_run(name, state, monkeypatch, capsys):
+    from bimba.ops.selective_scan import REGISTRY
+
+    without = replace(REGISTRY.backends["cpp"], unavailable=lambda: "a test took the compiler away")
+    monkeypatch.setitem(REGISTRY.backends, "cpp", without)
+    monkeypatch.setenv("BIMBA_SCAN_BACKEND", name)
+    assert cli.main(["doctor", "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert findings[f"selective_scan: {name}"].startswith(state)
+    monkeypatch.setenv("BIMBA_SCAN_BACKEND", "")
+    assert cli.main(["doctor", "--json"]) == 0
 
 
 def test_doctor_says_what_is_missing(monkeypatch, capsys):

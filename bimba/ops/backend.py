@@ -35,6 +35,7 @@ class Backend:
         saved_shape: call -> the shape of ``saved``, found without looking at values.
         unavailable: asked once per call: why this machine cannot run it and what to install, or None.
         refuses: asked with the call: why it cannot take these inputs, judging by devices, dtypes and shapes, or None.
+        expected: every machine should be able to run it: that it cannot is worth a warning.
     """
 
     forward: Callable[..., tuple[Any, ...]]
@@ -43,6 +44,7 @@ class Backend:
     saved_shape: Callable[[Any], tuple[int, ...]] = _nothing
     unavailable: Callable[[], str | None] = lambda: None
     refuses: Callable[[Any], str | None] = lambda call: None
+    expected: bool = False
 
 
 class Registry:
@@ -50,13 +52,13 @@ class Registry:
 
     Args:
         package: the op's.
-        variable: the environment variable that names the backend which "auto" takes.
+        variable: the environment variable that names the backend which "auto" takes; empty is the same as not set.
     """
 
     def __init__(self, package: str, variable: str) -> None:
         self.package = package
         self.variable = variable
-        self._said: set[tuple[str, str]] = set()
+        self._said: set[tuple[int, str]] = set()
 
     @cached_property
     def backends(self) -> dict[str, Backend]:
@@ -78,7 +80,7 @@ class Registry:
             BimbaError: there is no such backend, or it cannot run here or on these inputs.
         """
         if name == "auto":
-            name = os.environ.get(self.variable, "auto")
+            name = self.preferred()
         if name == "auto":
             return self._choose_best(call)
         if name not in self.backends:
@@ -89,6 +91,10 @@ class Registry:
             raise BimbaError(f"{self.package}: backend {name!r} was asked for but cannot run: {reason}")
         return name
 
+    def preferred(self) -> str:
+        """What the environment variable names; "auto" if nothing."""
+        return os.environ.get(self.variable) or "auto"
+
     def refusal(self, name: str, call: Any) -> str | None:
         """Why the backend called ``name`` cannot run on these inputs, or None when it can."""
         backend = self.backends[name]
@@ -96,16 +102,18 @@ class Registry:
 
     def _choose_best(self, call: Any) -> str:
         refusals = []
-        for name in self.backends:
+        for name, backend in self.backends.items():
             reason = self.refusal(name, call)
             if reason is None:
-                self._say_once(name, f"{self.package}: auto chose backend {name!r}")
+                self._say_once(logging.INFO, f"{self.package}: auto chose backend {name!r}")
                 return name
             refusals.append(f"{name}: {reason}")
-            self._say_once(name, f"{self.package}: backend {name!r} passed over: {reason}")
+            missed = backend.expected and backend.refuses(call) is None  # it would have run but for this machine
+            level = logging.WARNING if missed else logging.INFO
+            self._say_once(level, f"{self.package}: backend {name!r} passed over: {reason}")
         raise BimbaError(f"{self.package}: no backend can run here. " + "; ".join(refusals))
 
-    def _say_once(self, name: str, message: str) -> None:
-        if (name, message) not in self._said:
-            self._said.add((name, message))
-            logger.info(message)
+    def _say_once(self, level: int, message: str) -> None:
+        if (level, message) not in self._said:
+            self._said.add((level, message))
+            logger.log(level, message)

@@ -6,12 +6,16 @@ import importlib.metadata
 import platform
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bimba.ops.backend import Registry
 
 REQUIRED = ("torch", "transformers", "lightning", "peft", "hydra-core", "lmms-eval", "decord", "av")
 OPTIONAL = {  # package -> what it is for, and how it comes
     "triton": "fused scan on NVIDIA GPUs; comes with torch on Linux",
     "mamba-ssm": "CUDA scan kernels; see 'Install' in the README",
-    "causal-conv1d": "CUDA convolution kernel; see 'Install' in the README",
+    "causal-conv1d": "the original's CUDA convolution, for benchmarks/compressor.py --gpu",
     "wandb": "experiment tracking; pip install -e . brings it",
 }
 
@@ -58,15 +62,30 @@ def _devices() -> list[Finding]:
 
 
 def _backends() -> list[Finding]:
-    """Best first, as ``auto`` asks them; the first that is ready is taken unless it refuses the inputs of a call."""
+    """Best first, as ``auto`` asks them; the first that is ready is taken unless it refuses the inputs of a call.
+
+    Where an environment variable names one, that one is taken or nothing.
+    """
     from bimba.ops.causal_conv1d import REGISTRY as CONVOLUTION
     from bimba.ops.selective_scan import REGISTRY as SCAN
 
+    return [*_backends_of("selective_scan", SCAN), *_backends_of("causal_conv1d", CONVOLUTION)]
+
+
+def _backends_of(op: str, registry: Registry) -> list[Finding]:
+    states = {name: backend.unavailable() for name, backend in registry.backends.items()}
+    named = registry.preferred()
+    chosen, why = named, f"chosen by {registry.variable}"
+    if named == "auto":
+        chosen, why = next(name for name, reason in states.items() if reason is None), "first choice"
     findings = []
-    for op, registry in (("selective_scan", SCAN), ("causal_conv1d", CONVOLUTION)):
-        states = {name: backend.unavailable() for name, backend in registry.backends.items()}
-        ready = [name for name, reason in states.items() if reason is None]
-        for name, reason in states.items():
-            state = reason or ("ready, first choice" if name == ready[0] else "ready")
-            findings.append(Finding(f"{op}: {name}", state))
+    for name, reason in states.items():
+        if name == named and reason is not None:
+            findings.append(Finding(f"{op}: {name}", f"{why}, but {reason}; or unset {registry.variable}", ok=False))
+        else:
+            findings.append(Finding(f"{op}: {name}", reason or (f"ready, {why}" if name == chosen else "ready")))
+    if chosen not in states:
+        known = ", ".join(["auto", *states])
+        remedy = f"no backend is called so; set {registry.variable} to one of: {known}"
+        findings.append(Finding(f"{op}: {chosen}", f"{why}, but {remedy}", ok=False))
     return findings

@@ -15,7 +15,7 @@ from bimba.ops.backend import Backend
 BACKEND = Backend(
     forward=lambda x, save: ("fast", x), backward=lambda x, saved: (), priority=2,
     unavailable=lambda: {unavailable!r},
-    refuses=lambda x: "x must be even" if x % 2 else None,
+    refuses=lambda x: "x must be even" if x % 2 else None, expected={expected!r},
 )
 """
 SLOW = """
@@ -28,11 +28,11 @@ BACKEND = Backend(forward=lambda x, save: ("slow", x), backward=lambda x, saved:
 def make_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
 
-    def make(name: str, unavailable: str | None = None) -> Registry:
+    def make(name: str, unavailable: str | None = None, expected: bool = False) -> Registry:
         package = tmp_path / name
         package.mkdir()
         (package / "__init__.py").touch()
-        (package / "fast.py").write_text(FAST.format(unavailable=unavailable))
+        (package / "fast.py").write_text(FAST.format(unavailable=unavailable, expected=expected))
         (package / "slow.py").write_text(SLOW)
         (package / "helper.py").touch()
         return Registry(name, variable="BIMBA_TEST_BACKEND")
@@ -56,6 +56,30 @@ def test_auto_says_once_what_it_chose_and_why(make_registry, caplog: pytest.LogC
         "op_log: backend 'fast' passed over: no fast machine; buy one",
         "op_log: auto chose backend 'slow'",
     ]
+
+
+def test_an_expected_backend_that_is_unavailable_is_warned_of_once(make_registry, caplog) -> None:
+    registry = make_registry("op_expected", unavailable="no fast machine; buy one", expected=True)
+    registry.choose("auto", 3)  # would be refused on any machine
+    assert not caplog.records
+    for _ in range(3):
+        registry.choose("auto", 2)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.message == "op_expected: backend 'fast' passed over: no fast machine; buy one"
+
+
+def test_an_expected_backend_that_refuses_the_inputs_is_passed_over_quietly(make_registry, caplog) -> None:
+    registry = make_registry("op_expected_refuses", expected=True)
+    with caplog.at_level(logging.INFO):
+        registry.choose("auto", 3)
+    assert [record.levelno for record in caplog.records] == [logging.INFO, logging.INFO]
+
+
+def test_an_empty_variable_is_the_same_as_none(make_registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = make_registry("op_empty")
+    monkeypatch.setenv("BIMBA_TEST_BACKEND", "")
+    assert registry.choose("auto", 2).forward(2, save=False) == ("fast", 2)
 
 
 def test_a_variable_names_what_auto_takes(make_registry, monkeypatch: pytest.MonkeyPatch) -> None:

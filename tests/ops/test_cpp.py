@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import os
 import subprocess
@@ -115,6 +117,49 @@ def test_steps_from_nothing_to_everything():
     compare(inputs, delta_softplus=True)
     inputs["delta"] = torch.logspace(-30, 4, 64).double().expand(1, 16, 64).contiguous()
     compare({**inputs, "delta_bias": torch.zeros(16).double()})
+
+
+def one_token(*, u, delta, A, start, softplus):
+    """The state after one token, of one channel for each number of delta and A: exp(delta A) start + delta u."""
+    one = torch.ones(1, 1, 1, 1)
+    _, state = scan_directions(
+        torch.full_like(delta, u).view(1, 1, 1, -1), delta.view(1, 1, 1, -1), A.view(1, -1, 1), one, one,
+        initial_state=torch.full_like(delta, start).view(1, 1, -1, 1), delta_softplus=softplus, backend="cpp",
+    )  # fmt: skip
+    return state.flatten().double()
+
+
+def exponential(x):
+    return one_token(u=0, delta=torch.ones_like(x), A=x, start=1, softplus=False)
+
+
+def softplus(x):
+    return one_token(u=1, delta=x, A=torch.zeros_like(x), start=0, softplus=True)
+
+
+ROUNDING = 2.0**-23  # relative, of an exponent: LOG2_E is rounded, and the product with it
+
+
+def test_the_error_of_the_exponential():
+    x = torch.cat([torch.linspace(-87.33, 88.72, 100_001), torch.linspace(-1, 1, 50_001)])
+    error = (exponential(x) / x.double().exp() - 1).abs()
+    assert torch.all(error <= 2e-7 + ROUNDING * x.double().abs())
+
+
+def test_the_exponential_of_what_is_large():
+    assert torch.all(exponential(torch.tensor([88.73, 200, 1e30, math.inf])) == math.inf)
+    tiny = exponential(torch.tensor([-87.5, -200, -1e30, -math.inf]))
+    assert torch.all((tiny >= 0) & (tiny < 2**-126))
+    assert torch.all(tiny[1:] == 0)
+    assert torch.all(exponential(torch.full((20,), math.nan)).isnan())
+
+
+def test_the_error_of_softplus():
+    x = torch.cat([torch.linspace(-87.33, 100, 100_001), torch.linspace(-3, 3, 50_001)])
+    expected = torch.nn.functional.softplus(x.double(), threshold=1000)
+    error = (softplus(x) / expected - 1).abs()
+    assert torch.all(error <= 2e-7 + ROUNDING * (-x.double()).clamp(min=0))
+    assert torch.equal(softplus(torch.tensor([1e30, -1e30, -math.inf])), torch.tensor([1e30, 0, 0]).double())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -351,6 +396,22 @@ def test_a_cache_that_cannot_be_written_to_is_passed_over(tmp_path, monkeypatch,
     assert "cannot be written to" in caplog.text
 
 
+class FullDisk(io.BytesIO):
+    """A file that could be made, but not filled."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_cache_on_a_full_disk_is_passed_over(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: FullDisk())
+    with caplog.at_level("INFO"):
+        folder = extension._writable(tmp_path / "cache")
+    assert folder.is_dir() and folder.parent == tmp_path and folder.name != "cache"
+    assert "No space left on device" in caplog.text
+
+
 def test_another_processor_has_another_library(monkeypatch):
     here = extension.key_of("c++", [], [])
     monkeypatch.setattr(extension, "_processor", lambda: "a processor without AVX-512")
@@ -376,4 +437,8 @@ def test_a_processor_without_avx512_and_openmp_computes_the_same(vectors, tmp_pa
         compare(make_inputs((batch, 40, 16, 130)), delta_softplus=True)
     test_steps_from_nothing_to_everything()
     test_a_state_that_hardly_decays_is_not_worn_away_by_rounding()
-    test_what_is_not_finite_spreads_as_in_the_reference("delta", math.nan)
+    test_the_error_of_the_exponential()
+    test_the_exponential_of_what_is_large()
+    test_the_error_of_softplus()
+    for value in (math.nan, math.inf, -math.inf):
+        test_what_is_not_finite_spreads_as_in_the_reference("delta", value)

@@ -107,6 +107,10 @@ def test_without_a_gpu_it_says_so() -> None:
         selective_scan(**make_inputs((1, 2, 3, 4)), backend="mamba_ssm")
 
 
+INSTALL = 'pip install --no-build-isolation "mamba-ssm>=2.3.1"'
+REBUILD = 'pip install --no-build-isolation --force-reinstall --no-deps --no-cache-dir "mamba-ssm>=2.3.1"'
+
+
 def module_that_raises(error: Exception) -> ModuleType:
     class Raises(ModuleType):
         def __getattr__(self, name: str) -> Any:
@@ -116,18 +120,24 @@ def module_that_raises(error: Exception) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "message", "remedy"),
     [
-        (OSError("undefined symbol: _ZN3c105ErrorC2E"), r"cannot be loaded beside torch .*undefined symbol: _ZN3c10"),
-        (RuntimeError("built for CUDA 12"), "built for CUDA 12"),
+        (
+            OSError("undefined symbol: _ZN3c105ErrorC2E"),
+            r"cannot be loaded beside torch .*undefined symbol: _ZN3c10",
+            REBUILD,
+        ),
+        (RuntimeError("built for CUDA 12"), "built for CUDA 12", REBUILD),
+        (ImportError("libcudart.so.12: cannot open shared object file"), "libcudart", REBUILD),
         (
             ModuleNotFoundError("No module named 'selective_scan_cuda'"),
             "not installed .*No module named 'selective_scan",
+            INSTALL,
         ),
     ],
 )
 def test_a_package_that_does_not_load_is_explained(
-    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception, message: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         package = ModuleType(name)
@@ -142,7 +152,7 @@ def test_a_package_that_does_not_load_is_explained(
         mamba_ssm._package.cache_clear()
     assert reason is not None
     assert re.search(message, reason)
-    assert "pip install --no-build-isolation" in reason
+    assert reason.endswith(f" with: pip install torch wheel ninja && {remedy}")
 
 
 def test_what_it_refuses() -> None:

@@ -342,17 +342,46 @@ def test_other_devices_are_refused(monkeypatch):
     assert backend.BACKEND.refuses(call) == "it runs on CUDA devices, the inputs are on cpu"
 
 
-IMPORT = """
+MISSING = """
 import sys
 sys.modules["triton"] = None  # as if it were not installed
-from bimba.ops.selective_scan import REGISTRY
-print(REGISTRY.backends["triton"].unavailable())
+"""
+BROKEN = """
+import sys, torch
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == "triton":
+            raise RuntimeError("libtriton.so is of another Python\\nand more")
+sys.modules.pop("triton", None)
+sys.meta_path.insert(0, Finder())
+"""
+ASK = """
+from bimba.ops import causal_conv1d, selective_scan
+from bimba.ops.causal_conv1d.op import REGISTRY as CONVOLUTION
+from bimba.ops.selective_scan.op import REGISTRY as SCAN
+for registry in (SCAN, CONVOLUTION):
+    print(registry.backends["triton"].unavailable())
 """
 
 
-def test_a_machine_without_triton_is_told_what_to_install():
-    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.startswith("Triton cannot be imported") and "pip install triton" in done.stdout, done.stderr
+@pytest.mark.parametrize(
+    ("triton", "reason", "remedy"),
+    [
+        (MISSING, "Triton or a part of it is not installed (", "pip install triton"),
+        (
+            BROKEN,
+            "Triton cannot be imported (libtriton.so is of another Python)",
+            "pip install --force-reinstall torch triton",
+        ),
+    ],
+    ids=["missing", "broken"],
+)
+def test_a_machine_without_triton_is_told_what_to_install(triton, reason, remedy):
+    done = subprocess.run([sys.executable, "-c", triton + ASK], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    scan, convolution = done.stdout.splitlines()
+    assert scan == convolution
+    assert scan.startswith(reason) and remedy in scan
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a CUDA device")

@@ -106,4 +106,6 @@ def _refuses(conv: Conv) -> str | None:
     return None
 
 
-BACKEND = Backend(forward=forward, backward=backward, priority=20, unavailable=_unavailable, refuses=_refuses)
+BACKEND = Backend(
+    forward=forward, backward=backward, priority=20, unavailable=_unavailable, refuses=_refuses, expected=True
+)

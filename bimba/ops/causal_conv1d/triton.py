@@ -1,20 +1,17 @@
 """The convolution as Triton kernels, both directions in one launch: x is read once, nothing else is kept.
 
-With TRITON_INTERPRET=1 they run anywhere, slowly, to be tested; then "auto" takes another backend.
+With TRITON_INTERPRET=1 they run on the CPU, slowly, to be tested; then "auto" takes another backend.
 """
 
 from __future__ import annotations
-
-import importlib.util
-import os
 
 import torch
 from torch import Tensor
 
 from bimba.ops.backend import Backend
 from bimba.ops.causal_conv1d.inputs import Conv
+from bimba.ops.triton_support import import_error, interpreted
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")  # as Triton has it
 # Tokens and channels at a time, and how many times: the backward kernel holds 32 numbers of every channel in registers.
 _FORWARD = {"T": 8, "C": 128, "STEPS": 16, "num_warps": 4}
 _BACKWARD = {"T": 4, "C": 256, "STEPS": 32, "num_warps": 4}
@@ -70,15 +67,15 @@ def _blocks(conv: Conv, tile: dict[str, int]) -> int:
 
 
 def _unavailable() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install triton (it comes with PyTorch for CUDA on Linux)"
-    if not _INTERPRETED and not torch.cuda.is_available():
+    if import_error() is not None:
+        return import_error()
+    if not torch.cuda.is_available() and not interpreted():
         return "there is no GPU here (TRITON_INTERPRET=1 runs it on the CPU, slowly, to test it)"
     return None
 
 
 def _refuses(conv: Conv) -> str | None:
-    if not _INTERPRETED and conv.x.device.type != "cuda":
+    if conv.x.device.type != "cuda" and not (interpreted() and conv.x.device.type == "cpu"):
         return f"it runs on a GPU, the inputs are on {conv.x.device}"
     if conv.dtype == torch.float64:
         return "it computes in float32, an input is float64"
@@ -88,7 +85,7 @@ def _refuses(conv: Conv) -> str | None:
 BACKEND = Backend(
     forward=forward,
     backward=backward,
-    priority=-1 if _INTERPRETED else 30,
+    priority=-1 if interpreted() else 30,  # the interpreter is for tests: "auto" never comes to it
     unavailable=_unavailable,
     refuses=_refuses,
 )

@@ -22,7 +22,7 @@ from bimba.types import BimbaError
 _TILE = 64  # as in scan.cpp
 _LANES = 16  # the most that vec.h has
 _SOURCES = Path(__file__).parent / "csrc"
-_HEADERS = [_SOURCES / "parallel.h", _SOURCES / "vec.h"]
+_HEADERS = [_SOURCES / name for name in ("parallel.h", "tile.h", "vec.h")]
 _Strides = ctypes.c_int64 * 3
 _LOADED_IN = os.getpid()
 _SIZES = ("directions", "batch", "length", "channels", "states", "outputs", "threads", "ranges")

@@ -17,9 +17,10 @@ from bimba.ops.selective_scan.inputs import Scan
 from bimba.types import BimbaError
 
 _MULTIPLE = 2048  # positions that the kernels take at a time
-_INSTALL = (
-    "install it for this torch with: pip install torch wheel ninja && "
-    'pip install --no-build-isolation --force-reinstall --no-deps "mamba-ssm>=2.3.1"'
+_TOOLS = "pip install torch wheel ninja && pip install --no-build-isolation"
+_INSTALL = f'install it with: {_TOOLS} "mamba-ssm>=2.3.1"'
+_REBUILD = (  # pip would keep what is installed, and what it built before
+    f'build it anew for this torch with: {_TOOLS} --force-reinstall --no-deps --no-cache-dir "mamba-ssm>=2.3.1"'
 )
 
 
@@ -32,7 +33,7 @@ def _package() -> Any:
         return f"the package mamba-ssm or a part of it is not installed ({error}); {_INSTALL}"
     except Exception as error:  # noqa: BLE001  # built against another torch or CUDA: whatever it raises, we go on without
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"mamba-ssm cannot be loaded beside torch {torch.__version__} ({reason}); {_INSTALL}"
+        return f"mamba-ssm cannot be loaded beside torch {torch.__version__} ({reason}); {_REBUILD}"
     return SelectiveScanFn
 
 

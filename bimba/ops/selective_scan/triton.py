@@ -9,21 +9,13 @@ Without a GPU, TRITON_INTERPRET=1 runs the kernels on the CPU, operation by oper
 
 from __future__ import annotations
 
-import functools
-import importlib
-import os
-
 import torch
 from torch import Tensor
 
 from bimba.ops.backend import Backend
 from bimba.ops.selective_scan.gpu.plan import saved_shape
 from bimba.ops.selective_scan.inputs import Scan
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its kernels in its interpreter; Triton reads the variable when kernels are first imported."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+from bimba.ops.triton_support import import_error, interpreted
 
 
 def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,18 +32,9 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
     return launch.backward(scan, saved, dy, dlast)
 
 
-@functools.cache
-def _import_error() -> str | None:
-    try:
-        importlib.import_module("triton")
-    except (ImportError, OSError) as error:
-        return f"Triton cannot be imported ({error}); it comes with PyTorch for CUDA, or: pip install triton"
-    return None
-
-
 def _unavailable() -> str | None:
-    if _import_error() is not None:
-        return _import_error()
+    if import_error() is not None:
+        return import_error()
     if not torch.cuda.is_available() and not interpreted():
         return "there is no CUDA device here; to test the kernels on the CPU set TRITON_INTERPRET=1"
     return None

@@ -1,0 +1,182 @@
+// What both passes of the scan share: its arguments, and the reading of a tile of 64 positions.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "vec.h"
+
+// What Python hands over (ctypes mirrors it in cpp.py). R directions, the second of which runs the other way than the
+// first. Tensors of the sequence are (R, B, L or Q, D or N) with a contiguous last axis and three strides, all of them
+// float32 or all bfloat16; all others are float32 and contiguous. Null where not given.
+struct Arguments {
+  int64_t directions, batch, length, channels, states, outputs, threads, ranges;
+  int64_t softplus, reverse, bfloat16;
+  const void *u, *delta, *B, *C;
+  int64_t u_strides[3], delta_strides[3], B_strides[3], C_strides[3];
+  const float *A, *D, *bias;   // (R, D, N), (R, D), (R, D)
+  const float* initial_state;  // (R, B, D, N)
+  const int64_t* query_index;  // (Q,); null: every position
+  float *y, *last_state;       // (R, B, Q, D), (R, B, D, N)
+  float* starts;               // (R, B, tiles, N, D): the states before each tile
+  const float *dy, *dlast;     // (R, B, Q, D), (R, B, D, N)
+  float *du, *ddelta;          // (R, B, L, D)
+  float *dA, *dD, *dbias;      // (R, B, D, N), (R, B, D), (R, B, D)
+  float *dB, *dC;              // (ranges, R, B, L, N), (ranges, R, B, Q, N)
+  float* dinitial;             // (R, B, D, N)
+};
+
+namespace {
+
+constexpr int TILE = 64;
+
+// One input tensor of a sample: element (token, channel or state) at data[token * stride + ...].
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+  const T* operator[](int64_t row) const { return data + row * stride; }
+};
+
+// One row of the work: a sample in one direction.
+struct Scan : Arguments {
+  int64_t tiles, vectors, direction, sample, row;
+
+  Scan(const Arguments& a, int64_t row)
+      : Arguments(a), tiles((length + TILE - 1) / TILE), vectors((channels + LANES - 1) / LANES),
+        direction(row / batch), sample(row % batch), row(row) {
+    reverse = reverse != (direction == 1);
+  }
+  int64_t token(int64_t position) const { return reverse ? length - 1 - position : position; }
+  int size_of_tile(int64_t start) const { return int(std::min<int64_t>(TILE, length - start)); }
+
+  float* start_of(int64_t tile) const { return starts + (row * tiles + tile) * states * channels; }
+
+  template <typename T>
+  Rows<T> rows(const void* x, const int64_t* strides) const {
+    return {static_cast<const T*>(x) + direction * strides[0] + sample * strides[1], strides[2]};
+  }
+};
+
+// The outputs among the positions of one tile, in the order of the scan.
+struct TileQueries {
+  int count = 0;
+  int local[TILE];        // place in the tile
+  int64_t output[TILE];   // place among the outputs
+
+  TileQueries(const Scan& s, int64_t start, int size) {
+    if (s.query_index == nullptr) {
+      for (int i = 0; i < size; ++i) add(i, s.token(start + i));
+      return;
+    }
+    const int64_t first = s.reverse ? s.length - start - size : start;  // tokens of the tile: [first, first + size)
+    const int64_t* end = s.query_index + s.outputs;
+    const int64_t* from = std::lower_bound(s.query_index, end, first);
+    const int64_t* to = std::lower_bound(from, end, first + size);
+    for (int64_t i = 0, n = to - from; i < n; ++i) {
+      const int64_t* q = s.reverse ? to - 1 - i : from + i;
+      add(int(s.reverse ? first + size - 1 - *q : *q - first), q - s.query_index);
+    }
+  }
+
+  void add(int place, int64_t index) { local[count] = place; output[count++] = index; }
+};
+
+// (D, N) in memory, one vector of channels of it: x[n]. Null stands for zeros.
+std::vector<vec> load_channels(const float* x, int64_t states, int64_t channel, int lanes) {
+  std::vector<vec> result(states);
+  if (x == nullptr) return result;
+  for (int i = 0; i < lanes; ++i)
+    for (int64_t n = 0; n < states; ++n) result[n][i] = x[(channel + i) * states + n];
+  return result;
+}
+
+void store_channels(float* x, const std::vector<vec>& values, int64_t channel, int lanes) {
+  const int64_t states = int64_t(values.size());
+  for (int i = 0; i < lanes; ++i)
+    for (int64_t n = 0; n < states; ++n) x[(channel + i) * states + n] = values[n][i];
+}
+
+struct Parameters {  // of one vector of channels
+  int64_t channel;   // its first
+  int lanes;         // how many there are
+  std::vector<vec> A_log2;
+  vec D, bias;
+
+  Parameters(const Scan& s, int64_t vector)
+      : channel(vector * LANES), lanes(int(std::min<int64_t>(LANES, s.channels - channel))),
+        A_log2(load_channels(s.A + s.direction * s.channels * s.states, s.states, channel, lanes)) {
+    for (vec& x : A_log2) x *= LOG2_E;
+    const int64_t at = s.direction * s.channels + channel;
+    D = s.D != nullptr ? load_part(s.D + at, lanes) : vec{};
+    bias = s.bias != nullptr ? load_part(s.bias + at, lanes) : vec{};
+  }
+};
+
+// One row of a (R, B, D, N) tensor.
+template <typename T>
+T* of_row(const Scan& s, T* x) { return x == nullptr ? nullptr : x + s.row * s.channels * s.states; }
+
+// A tile of one vector of channels: what does not depend on the state.
+struct TileInputs {
+  vec u[TILE], delta[TILE], step[TILE], step_u[TILE];  // delta: with its bias, before softplus
+};
+
+// Fills a TileInputs, position by position. What the vector of channels beside this one will read is called for.
+template <typename T>
+struct TileReader {
+  TileInputs* in;
+  const T *u, *delta;  // at the position to be read next
+  int64_t u_stride, delta_stride;
+  vec bias;
+  int lanes, size;
+  bool with_softplus;
+
+  TileReader(const Scan& s, const Parameters& p, int64_t start, TileInputs* in)
+      : in(in), bias(p.bias), lanes(p.lanes), size(s.size_of_tile(start)), with_softplus(s.softplus) {
+    const Rows<T> u_rows = s.rows<T>(s.u, s.u_strides), delta_rows = s.rows<T>(s.delta, s.delta_strides);
+    u = u_rows[s.token(start)] + p.channel;
+    delta = delta_rows[s.token(start)] + p.channel;
+    u_stride = s.reverse ? -u_rows.stride : u_rows.stride;
+    delta_stride = s.reverse ? -delta_rows.stride : delta_rows.stride;
+  }
+
+  void operator()(int i) {  // of a full vector
+    if (i < size) read(i, LANES);
+  }
+
+  void read_all() {
+    for (int i = 0; i < size; ++i) read(i, lanes);
+  }
+
+ private:
+  void read(int i, int lanes) {
+    __builtin_prefetch(u + LANES);
+    __builtin_prefetch(delta + LANES);
+    in->u[i] = load_part(u, lanes);
+    in->delta[i] = load_part(delta, lanes) + bias;
+    in->step[i] = with_softplus ? softplus(in->delta[i]) : in->delta[i];
+    in->step_u[i] = in->step[i] * in->u[i];
+    u += u_stride;
+    delta += delta_stride;
+  }
+};
+
+// B or C of a tile as float32, in the order of the scan: x[i][n] at data[i * states + n].
+template <typename T>
+void read_states(const Scan& s, Rows<T> source, int64_t start, int size, float* x) {
+  for (int i = 0; i < size; ++i) {
+    const T* row = source[s.token(start + i)];
+    for (int64_t n = 0; n < s.states; ++n) *x++ = to_float(row[n]);
+  }
+}
+
+template <typename T>
+void read_queries(const Scan& s, Rows<T> source, const TileQueries& queries, float* x) {
+  for (int q = 0; q < queries.count; ++q) {
+    const T* row = source[queries.output[q]];
+    for (int64_t n = 0; n < s.states; ++n) *x++ = to_float(row[n]);
+  }
+}
+
+}  // namespace
