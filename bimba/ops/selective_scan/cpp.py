@@ -19,7 +19,7 @@ from bimba.ops.extension import build
 from bimba.ops.selective_scan.inputs import Scan, rows
 from bimba.types import BimbaError
 
-_TILE = 64  # as in scan.cpp
+_TILE = 64  # as in tile.h
 _LANES = 16  # the most that vec.h has
 _SOURCES = Path(__file__).parent / "csrc"
 _HEADERS = [_SOURCES / name for name in ("parallel.h", "tile.h", "vec.h")]
@@ -34,7 +34,7 @@ _POINTERS = (
 
 
 class _Arguments(ctypes.Structure):
-    """``Arguments`` of scan.cpp, field by field."""
+    """``Arguments`` of tile.h, field by field."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in (*_SIZES, "softplus", "reverse", "bfloat16")),
@@ -142,5 +142,11 @@ def _refuses(scan: Scan) -> str | None:
 
 
 BACKEND = Backend(
-    forward=forward, backward=backward, saved_shape=saved_shape, priority=20, unavailable=_unavailable, refuses=_refuses
+    forward=forward,
+    backward=backward,
+    priority=20,
+    saved_shape=saved_shape,
+    unavailable=_unavailable,
+    refuses=_refuses,
+    expected=True,
 )
