@@ -139,8 +139,8 @@ def _refuses(scan: Scan) -> str | None:
         return "it computes in float32, an input is float64"
     if scan.initial_state is not None:
         return (
-            "its kernels start from a state of zeros, and one was given; a streamed layer does so: set chunk_tokens=0, or "
-            "take another backend"
+            "its kernels start from a state of zeros, and one was given; a streamed layer does so: set chunk_tokens=0, "
+            "or take another backend"
         )
     if scan.shape[4] > 256:
         return f"its kernels take at most 256 states, received {scan.shape[4]}"
