@@ -2,5 +2,6 @@
 
 from bimba.inference.answer import Choice
 from bimba.inference.engine import EncodedVideo, VideoQA
+from bimba.inference.schedule import Question
 
-__all__ = ["Choice", "EncodedVideo", "VideoQA"]
+__all__ = ["Choice", "EncodedVideo", "Question", "VideoQA"]

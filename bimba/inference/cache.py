@@ -43,5 +43,9 @@ class LRUCache(Generic[Item]):
         if item.num_bytes > self.max_bytes:
             return
         self._items[key] = item
-        while self.num_bytes > self.max_bytes:
+        self.make_room(0)
+
+    def make_room(self, num_bytes: int) -> None:
+        """Forgets what was used least recently until ``num_bytes`` more fit, or nothing is left."""
+        while self._items and self.num_bytes + num_bytes > self.max_bytes:
             self._items.popitem(last=False)

@@ -11,11 +11,13 @@ Whether the question begins with that line break, the checkpoint says (``BimbaCo
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,9 +33,13 @@ from bimba.data.transform import frames_to_pixels
 from bimba.data.video import read_frames
 from bimba.inference.answer import Choice, Generation, bare_options, choice_from_logits, letter_token_ids
 from bimba.inference.cache import LRUCache
+from bimba.inference.fingerprint import fingerprint
+from bimba.inference.schedule import WORKERS, Question, Work, answer_each
+from bimba.inference.source import Loaded, VideoKey, identify
+from bimba.inference.store import TokenStore
 from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.model.processor import BimbaProcessor
-from bimba.types import BimbaError, SequenceTooLongError, ShortVideos
+from bimba.types import BimbaError, SequenceTooLongError, ShortVideos, VideoDecodeError
 
 CACHE_BYTES = 2 * 1024**3  # two or three 64-frame videos of the 7B model, thousands of the tiny one
 MAX_NEW_TOKENS = 256
@@ -55,13 +61,23 @@ class VideoQA:
 
     Args:
         model, processor: as ``bimba.checkpoint.load_pretrained`` returns them.
-        cache_bytes: how many bytes of encoded videos :meth:`encode` keeps; 0 keeps none.
+        cache_bytes: how many bytes of encoded videos :meth:`encode` keeps, and of videos :meth:`answer_all` decodes
+            ahead, together; 0 keeps none, and decodes one at a time.
+        store: a folder that keeps the compressed tokens of videos over runs, so that they are decoded and encoded but
+            once; None: nowhere.
     """
 
-    def __init__(self, model: BimbaForConditionalGeneration, processor: BimbaProcessor, cache_bytes: int = CACHE_BYTES):
+    def __init__(
+        self,
+        model: BimbaForConditionalGeneration,
+        processor: BimbaProcessor,
+        cache_bytes: int = CACHE_BYTES,
+        store: TokenStore | None = None,
+    ):
         self.model = model.eval()
         self.processor = processor
         self.cache: LRUCache[EncodedVideo] = LRUCache(cache_bytes)
+        self.store = store
 
     @classmethod
     def from_pretrained(
@@ -72,6 +88,7 @@ class VideoQA:
         temporal_pooling: int | None = None,
         base: str | os.PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
+        store: TokenStore | None = None,
     ) -> VideoQA:
         """Loads a checkpoint.
 
@@ -80,6 +97,7 @@ class VideoQA:
             dtype: None keeps the checkpoint's.
             temporal_pooling: how many frames one frame of queries averages; None keeps the checkpoint's.
             base: where the base of an adapter lies; None: where its ``adapter_config.json`` says.
+            cache_bytes, store: as for the class.
 
         Raises:
             BimbaError: no checkpoint there, or no such device or dtype.
@@ -88,7 +106,7 @@ class VideoQA:
         model, processor = load_pretrained(
             path, base=base, temporal_pooling=temporal_pooling, dtype=resolve_dtype(dtype), device=where
         )
-        return cls(model, processor, cache_bytes)
+        return cls(model, processor, cache_bytes, store)
 
     @property
     def num_frames(self) -> int:
@@ -113,11 +131,7 @@ class VideoQA:
             VideoDecodeError: the file cannot be read.
             SequenceTooLongError: so many frames do not fit into the language model.
         """
-        num_frames = self.num_frames if num_frames is None else num_frames
-        if num_frames < 1:
-            raise BimbaError(f"num_frames is {num_frames}; expected 1 or more.")
-        self._check_length(self.processor.num_video_tokens(num_frames), num_frames)
-        frames = read_frames(path, num_frames, short_videos=short_videos)
+        frames = read_frames(path, self._checked(num_frames), short_videos=short_videos)
         return frames_to_pixels(frames, self.processor.image_processor)
 
     def encode(
@@ -133,28 +147,110 @@ class VideoQA:
             VideoDecodeError: the file cannot be read.
             SequenceTooLongError: so many frames do not fit into the language model.
         """
-        file = Path(path)
-        key: tuple[Any, ...] | None = None
-        if file.is_file():  # what else it may be, read_frames says
-            stat = file.stat()
-            wanted = self.num_frames if num_frames is None else num_frames
-            key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, wanted, short_videos)
-            if (cached := self.cache.get(key)) is not None:
-                return cached
-        video = self.encode_pixels(self.read(path, num_frames, short_videos))
-        if key is not None:
+        key = self.identify(path, num_frames, short_videos)
+        if (video := self.encoded(key)) is None:
+            video = self.encode_loaded(key, self.load(key))
             self.cache.put(key, video)
         return video
 
-    def check_prompt(self, prompt: str, num_frames: int, new_tokens: int = 1) -> None:
+    def answer_all(
+        self,
+        questions: Sequence[Question],
+        *,
+        short_videos: ShortVideos = "error",
+        workers: int = WORKERS,
+        work: Work | None = None,
+    ) -> list[Generation | VideoDecodeError]:
+        """Answers questions about any number of videos, in their order; each video is decoded and encoded once.
+
+        Tokens are those of one question at a time. ``bimba.inference.schedule.answer_each`` gives each answer as soon
+        as it is there, and has the same arguments.
+
+        Returns:
+            An answer for each question; where its video cannot be decoded, the error.
+
+        Raises:
+            BimbaError: videos that are missing, all of them named; or what :meth:`EncodedVideo.generate` raises.
+        """
+        answers = dict(answer_each(self, questions, short_videos=short_videos, workers=workers, work=work))
+        return [answers[i] for i in range(len(questions))]
+
+    def identify(
+        self, path: str | os.PathLike[str], num_frames: int | None = None, short_videos: ShortVideos = "error"
+    ) -> VideoKey:
+        """What this video is, so sampled, as long as its file stays the same.
+
+        Raises:
+            VideoDecodeError: there is no such file.
+            SequenceTooLongError: so many frames do not fit into the language model.
+        """
+        return identify(path, self._checked(num_frames), short_videos)
+
+    def encoded(self, key: VideoKey) -> EncodedVideo | None:
+        """The video as :meth:`encode` left it in the cache, if it is still there."""
+        return self.cache.get(key)
+
+    def load(self, key: VideoKey) -> Loaded:
+        """What can be done for a video without the model; for any thread.
+
+        Raises:
+            ShortVideoError, VideoDecodeError: as for :meth:`read`.
+        """
+        if self.store is not None and (found := self.store.get(self._stored_name(key))) is not None:
+            tokens, is_short = found
+            return Loaded(tokens, are_tokens=True, is_short=is_short)
+        frames = read_frames(key.path, key.num_frames, short_videos=key.short_videos)
+        pixel_values = frames_to_pixels(frames, self.processor.image_processor)
+        return Loaded(pixel_values, are_tokens=False, is_short=frames.num_total < key.num_frames)
+
+    def loaded_bytes(self, key: VideoKey) -> int:
+        """The most memory that the result of :meth:`load` takes."""
+        side = self.processor.image_processor.size
+        return 4 * 3 * key.num_frames * int(side["height"]) * int(side["width"])
+
+    def make_room(self, num_bytes: int) -> int:
+        """Forgets cached videos until so many bytes of decoded ones fit beside the others.
+
+        Returns:
+            How many bytes they may take: no more than ``cache_bytes``.
+        """
+        num_bytes = min(num_bytes, self.cache.max_bytes)
+        self.cache.make_room(num_bytes)
+        return num_bytes
+
+    def encode_loaded(self, key: VideoKey, loaded: Loaded) -> EncodedVideo:
+        """Encodes what :meth:`load` returned, and keeps its tokens in the store if there is one."""
+        if loaded.are_tokens:
+            return self._prefill(loaded.values.to(self.model.device), key.num_frames)
+        video = self.encode_pixels(loaded.values)
+        if self.store is not None:
+            self.store.put(self._stored_name(key), video.tokens.cpu(), loaded.is_short)
+        return video
+
+    @cached_property
+    def _tokens_fingerprint(self) -> str:
+        return fingerprint(self.model, self.processor, of_tokens=True)
+
+    def _stored_name(self, key: VideoKey) -> str:
+        return hashlib.sha256(json.dumps([*key, self._tokens_fingerprint]).encode()).hexdigest()
+
+    def _checked(self, num_frames: int | None) -> int:
+        num_frames = self.num_frames if num_frames is None else num_frames
+        if num_frames < 1:
+            raise BimbaError(f"num_frames is {num_frames}; expected 1 or more.")
+        self._check_length(self.processor.num_video_tokens(num_frames), num_frames)
+        return num_frames
+
+    def check_prompt(self, prompt: str, num_frames: int | None = None, new_tokens: int | None = None) -> None:
         """Says before anything is decoded what :meth:`EncodedVideo.generate` would say: for long runs.
 
         Raises:
             BimbaError: an empty prompt.
             SequenceTooLongError: video, prompt and answer are longer than the model takes.
         """
+        num_frames = self._checked(num_frames)
         ids = self._tokenize(prompt, self.processor.num_video_tokens(num_frames))
-        self._check_length(len(ids), num_frames, new_tokens)
+        self._check_length(len(ids), num_frames, new_tokens or 1)
 
     @torch.inference_mode()
     def encode_pixels(self, pixel_values: Tensor) -> EncodedVideo:
@@ -163,8 +259,12 @@ class VideoQA:
         Args:
             pixel_values: (T, 3, height, width).
         """
-        num_frames = len(pixel_values)
         tokens = self.model.encode_video(pixel_values.to(self.model.device, self.model.dtype))  # (tokens, C)
+        return self._prefill(tokens, num_frames=len(pixel_values))
+
+    @torch.inference_mode()
+    def _prefill(self, tokens: Tensor, num_frames: int) -> EncodedVideo:
+        """The language model's pass over (tokens, C) tokens of a video and what stands before them."""
         self._check_length(len(tokens), num_frames)
         # Any question gives the same ids up to the last video token; Prompt.prefix_length relies on it.
         prompt = self._tokenize("?", len(tokens))

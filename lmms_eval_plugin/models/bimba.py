@@ -1,16 +1,15 @@
 """BIMBA in the harness: ``lmms-eval --model bimba --model_args pretrained=...``.
 
-The harness hands over all questions of all tasks at once. They are grouped by video, so each video is decoded and
-encoded once, and the next videos are decoded while the model answers.
+The harness hands over all questions of all tasks at once. The engine reads each video once, decodes the next ones while
+the model answers, and a journal keeps each answer as soon as it is there.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -21,49 +20,67 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from loguru import logger
-from torch import Tensor
 from tqdm import tqdm
 
 from bimba.data.video import check_short_videos
-from bimba.inference import EncodedVideo, VideoQA
-from bimba.inference.answer import cut_at
-from bimba.types import BimbaError, ShortVideoError, ShortVideos, VideoDecodeError
+from bimba.inference import Question, VideoQA
+from bimba.inference.answer import Generation, cut_at
+from bimba.inference.engine import CACHE_BYTES
+from bimba.inference.fingerprint import fingerprint
+from bimba.inference.journal import Journal, journal_key
+from bimba.inference.schedule import WORKERS, Work, answer_each, listing
+from bimba.inference.store import STORE_BYTES, TokenStore
+from bimba.types import BimbaError, SequenceTooLongError, ShortVideos, VideoDecodeError
+from lmms_eval_plugin.deal import deal_by_video, dealt_videos
 
 MAX_NEW_TOKENS = 16  # for tasks that do not say; answers are letters or short phrases
-READ_AHEAD = 2  # videos decoded ahead of the one being answered
-SHOWN = 10  # names in an error message
+PADDING = "__padding_only__"  # the harness's mark on requests that only make ranks even
 
 
 @dataclass(frozen=True)
-class Question:
-    """One request of the harness: a prompt about one video."""
+class Request:
+    """A request of the harness: a question, where the answer ends, and which of the run's questions it is."""
 
-    video: str
-    prompt: str
-    max_new_tokens: int
+    question: Question
     stops: list[str]
-    sampling: dict[str, Any]
+    asked: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return journal_key(self.asked)
 
 
 class Bimba(lmms):
     """The chat model of the harness.
 
-    A video that is missing stops the run before the first answer. A video that cannot be decoded does not, as hours of
+    Videos that are missing stop the run before the first answer. A video that cannot be decoded does not, as hours of
     answers would be lost: its questions get the empty answer, which counts as wrong, each such file is logged, their
     number is logged at the end, and :attr:`unreadable` lists them (``evaluate.py`` writes it to ``summary.json``).
+    Such a run is :attr:`incomplete`.
+
+    With several processes, those of ``torchrun`` or ``accelerate launch``, all questions about a video go to the same
+    one (``lmms_eval_plugin/deal.py``).
 
     Args:
         pretrained: a checkpoint folder or name for ``bimba.checkpoint.load_pretrained``.
         device, dtype, temporal_pooling, base: as for ``VideoQA.from_pretrained``.
-        num_frames: frames sampled from each video; None = the checkpoint's number.
+        num_frames: frames sampled from each video; None = as the task says in its ``generation_kwargs``, or else the
+            checkpoint's number.
         short_videos: what becomes of a video with fewer frames than that. "repeat" some of them, as for the published
             numbers (benchmarks hold short clips), which is logged and counted, or "error": it counts as unreadable.
+        workers: how many videos are decoded at a time while the model works.
+        cache_gb: limit of the memory that videos decoded ahead take.
+        journal: a folder that keeps each answer; with the same folder a run that was killed goes on where it was.
+        token_cache: a folder that keeps the compressed tokens of videos for later runs.
+        token_cache_gb: limit of its size.
         batch_size, max_batch_size: taken because the harness passes them. Questions are answered one at a time, so
             that an answer never depends on what it was batched with.
 
     Attributes:
         unreadable: path -> error of each video that could not be decoded.
-        short: the videos that had fewer frames than ``num_frames``, so that some repeat.
+        short: the videos that had fewer frames than asked for, so that some repeat.
+        work: what answering took: videos decoded, seconds waited, and so on.
+        resumed: how many answers came from the journal.
     """
 
     is_simple = False
@@ -77,6 +94,11 @@ class Bimba(lmms):
         temporal_pooling: int | None = None,
         base: str | None = None,
         short_videos: ShortVideos = "repeat",
+        workers: int = WORKERS,
+        cache_gb: float = CACHE_BYTES / 1024**3,
+        journal: str | None = None,
+        token_cache: str | None = None,
+        token_cache_gb: float = STORE_BYTES / 1024**3,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ):
@@ -85,53 +107,94 @@ class Bimba(lmms):
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
             logger.info(f"bimba answers one question at a time; batch size {batch_size} is not used.")
         self.engine = VideoQA.from_pretrained(
-            pretrained, device=device, dtype=dtype, temporal_pooling=temporal_pooling, base=base, cache_bytes=0
+            pretrained,
+            device=device,
+            dtype=dtype,
+            temporal_pooling=temporal_pooling,
+            base=base,
+            cache_bytes=int(cache_gb * 1024**3),
+            store=TokenStore(token_cache, int(token_cache_gb * 1024**3)) if token_cache else None,
         )
         # Kept apart from the engine, which the harness deletes when it is done.
         self.temporal_pooling = int(self.engine.model.config.temporal_pooling)
         self.num_frames = self.engine.num_frames if num_frames is None else num_frames
+        self._num_frames_asked = num_frames
         self.device: torch.device = self.engine.model.device
         self.short_videos = short_videos
-        self.unreadable: dict[str, str] = {}
-        self.short: set[str] = set()
+        self.workers = workers
+        self.journal = journal
+        self.work = Work()
+        self.resumed = 0
+        deal_by_video()
 
-    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+    @property
+    def unreadable(self) -> dict[str, str]:
+        return self.work.unreadable
+
+    @property
+    def short(self) -> set[str]:
+        return self.work.short
+
+    @property
+    def incomplete(self) -> bool:
+        """Some questions were scored as wrong because their videos could not be read."""
+        return bool(self.unreadable)
+
+    def generate_until(self, instances: list[Instance]) -> list[GenerationResult]:
         """Answers of all requests, in their order."""
-        questions = [self._question(request) for request in requests]
-        self._check(questions)
-        by_video: dict[str, list[int]] = {}
-        for i, question in enumerate(questions):
-            by_video.setdefault(question.video, []).append(i)
+        with ExitStack() as stack:
+            # Before the work: another evaluation on the same folder is an error, not something to wait for.
+            journal = stack.enter_context(Journal(self.journal, self.rank)) if self.journal else None
+            requests = self._requests(instances)
+            answers: dict[str, Generation | VideoDecodeError] = dict(journal.answers) if journal else {}
+            # A request and its padding, or one that is listed twice, are one question.
+            absent = list({r.key: r for r in requests if r.key not in answers}.values())
+            self.resumed += len({r.key for r in requests}) - len(absent)
+            if self.resumed:
+                logger.info(f"{self.resumed} answers are in the journal {self.journal}; {len(absent)} are to be found.")
+            self._answer(absent, answers, journal)
+        self._report()
+        return [_result(answers[request.key], request.stops) for request in requests]
 
-        answers: list[GenerationResult | None] = [None] * len(questions)
-        progress = tqdm(total=len(questions), desc="bimba", unit="question", mininterval=1, disable=self.rank != 0)
+    def _answer(
+        self, requests: list[Request], answers: dict[str, Generation | VideoDecodeError], journal: Journal | None
+    ) -> None:
+        """Adds an answer to each request; those of videos that cannot be read are not written to the journal."""
         started, num_generated = time.perf_counter(), 0
-        for path, pixel_values in self._read_ahead(by_video):
-            if isinstance(pixel_values, VideoDecodeError):
-                self.unreadable[path] = str(pixel_values)
-                logger.error(f"Unreadable, its {len(by_video[path])} questions count as wrong: {pixel_values}")
-                for i in by_video[path]:
-                    answers[i] = GenerationResult(text="")
+        found = answer_each(
+            self.engine,
+            [request.question for request in requests],
+            short_videos=self.short_videos,
+            workers=self.workers,
+            work=self.work,
+        )
+        progress = tqdm(
+            found, total=len(requests), desc="bimba", unit="question", mininterval=1, disable=self.rank != 0
+        )
+        for i, answer in progress:
+            request = requests[i]
+            answers[request.key] = answer
+            if isinstance(answer, VideoDecodeError):
+                logger.error(f"{request.asked['task']}, document {request.asked['doc_id']}, counts as wrong: {answer}")
             else:
-                video = self.engine.encode_pixels(pixel_values)
-                for i in by_video[path]:
-                    answers[i], num_new = _answer(video, questions[i])
-                    num_generated += num_new
-            progress.update(len(by_video[path]))
-        progress.close()
-
+                num_generated += answer.new_tokens
+                if journal is not None:
+                    journal.add(request.key, request.asked, answer)
         seconds = time.perf_counter() - started
         log_metrics(seconds, num_generated, num_generated / seconds if seconds > 0 else 0.0)
+
+    def _report(self) -> None:
+        num_videos = self.work.decoded + self.work.stored + len(self.unreadable)
         if self.unreadable:
-            names = _listing(self.unreadable)
-            logger.error(f"{len(self.unreadable)} of {len(by_video)} videos unreadable, counted as wrong: {names}")
-        if self.short:
-            names = _listing(sorted(self.short))
-            logger.warning(
-                f"{len(self.short)} of {len(by_video)} videos have fewer than {self.num_frames} frames, so "
-                f"frames repeat (short_videos=repeat): {names}"
+            logger.error(
+                f"INCOMPLETE: {len(self.unreadable)} of {num_videos} videos are unreadable, their questions count as "
+                f"wrong: {listing(self.unreadable)}"
             )
-        return [answer for answer in answers if answer is not None]
+        if self.short:
+            logger.warning(
+                f"{len(self.short)} of {num_videos} videos have fewer frames than were asked for, so frames repeat "
+                f"(short_videos=repeat): {listing(sorted(self.short))}"
+            )
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
         raise NotImplementedError(
@@ -147,56 +210,75 @@ class Bimba(lmms):
         del self.engine
         super().clean()
 
-    def _question(self, request: Instance) -> Question:
-        _, doc_to_messages, gen_kwargs, doc_id, task, split = request.args
-        messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+    def _requests(self, instances: list[Instance]) -> list[Request]:
+        """What is asked, and all at once whatever would stop the run after hours.
+
+        Raises:
+            BimbaError: videos that are missing, or what is not one question about one video.
+            SequenceTooLongError: questions that are longer than the model takes.
+        """
+        model_fingerprint = fingerprint(self.engine.model, self.engine.processor) if self.journal else ""
+        requests: list[Request] = []
+        missing: dict[str, None] = {}
+        repeats: Counter[tuple[str, int]] = Counter()
+        for instance in instances:
+            _, doc_to_messages, gen_kwargs, doc_id, task, split = instance.args
+            try:
+                messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+            except SystemExit as stop:  # how the harness's own tasks say that a video is missing
+                missing[str(stop.code)] = None
+                continue
+            question, stops = self._question(messages, f"Task {task}, document {doc_id}", gen_kwargs)
+            if not os.path.isfile(question.video):
+                missing[question.video] = None
+                continue
+            is_padding = bool((instance.metadata or {}).get(PADDING))
+            asked = {
+                "task": task,
+                "doc_id": doc_id,
+                "repeat": 0 if is_padding else repeats[task, doc_id],
+                "video": os.path.basename(question.video),
+                "video_bytes": os.path.getsize(question.video),
+                "prompt_hash": journal_key({"prompt": question.prompt}),
+                "num_frames": question.num_frames,
+                "short_videos": self.short_videos,
+                "max_new_tokens": question.max_new_tokens,
+                "sampling": question.sampling,
+                "model": model_fingerprint,
+            }
+            repeats[task, doc_id] += not is_padding
+            requests.append(Request(question, stops, asked))
+        # Those of the other ranks too, so that all of them stop and none waits for another.
+        missing.update(dict.fromkeys(video for video in dealt_videos() if not os.path.isfile(video)))
+        if missing:
+            raise BimbaError(f"{len(missing)} videos are missing: {listing(missing)}. Nothing was evaluated.")
+        self._check_lengths(requests)
+        return requests
+
+    def _question(self, messages: ChatMessages, where: str, gen_kwargs: dict[str, Any]) -> tuple[Question, list[str]]:
         images, videos, audios = messages.extract_media()
         roles = [message.role for message in messages.messages]
         if roles != ["user"] or images or audios or len(videos) != 1 or not isinstance(videos[0], str):
             raise BimbaError(
-                f"Task {task}, document {doc_id}: received turns {roles} with {len(images)} images, {len(videos)} "
+                f"{where}: received turns {roles} with {len(images)} images, {len(videos)} "
                 f"videos and {len(audios)} sounds; bimba takes one user turn with one video file. Choose another task."
             )
         texts = [content.text for content in messages.messages[0].content if content.type == "text"]
-        return Question(videos[0], "\n".join(texts), *generation_options(gen_kwargs))
+        max_new_tokens, stops, sampling = generation_options(gen_kwargs)
+        num_frames = self._num_frames_asked or gen_kwargs.get("num_frames") or self.num_frames
+        return Question(videos[0], "\n".join(texts), int(num_frames), max_new_tokens, sampling), stops
 
-    def _check(self, questions: list[Question]) -> None:
-        """Finds before the first answer what would stop the run after hours."""
-        missing = [path for path in dict.fromkeys(q.video for q in questions) if not os.path.isfile(path)]
-        if missing:
-            raise BimbaError(f"{len(missing)} videos are missing: {_listing(missing)}. Nothing was evaluated.")
-        for question in questions:
-            self.engine.check_prompt(question.prompt, self.num_frames, question.max_new_tokens)
-
-    def _read(self, path: str) -> Tensor:
-        """(T, 3, h, w) pixel values; notes in :attr:`short` where frames repeat."""
-        try:
-            return self.engine.read(path, self.num_frames)
-        except ShortVideoError:
-            if self.short_videos == "error":
-                raise
-            pixel_values = self.engine.read(path, self.num_frames, self.short_videos)
-            self.short.add(path)
-            return pixel_values
-
-    def _read_ahead(self, paths: Iterable[str]) -> Iterator[tuple[str, Tensor | VideoDecodeError]]:
-        """Decodes in a second thread; yields (T, 3, h, w) pixel values, or the error, in the order of ``paths``."""
-        remaining = iter(paths)
-        pending: deque[tuple[str, Future[Tensor]]] = deque()
-        with ThreadPoolExecutor(max_workers=1) as pool:
+    def _check_lengths(self, requests: list[Request]) -> None:
+        too_long = []
+        for request in requests:
+            question = request.question
             try:
-                while True:
-                    while len(pending) <= READ_AHEAD and (path := next(remaining, None)) is not None:
-                        pending.append((path, pool.submit(self._read, path)))
-                    if not pending:
-                        return
-                    path, reading = pending.popleft()
-                    error = reading.exception()
-                    if error is not None and not isinstance(error, VideoDecodeError):
-                        raise error
-                    yield path, error if error is not None else reading.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+                self.engine.check_prompt(question.prompt, question.num_frames, question.max_new_tokens)
+            except SequenceTooLongError as error:
+                too_long.append((f"{request.asked['task']} document {request.asked['doc_id']}", error))
+        if too_long:
+            names = listing([name for name, _ in too_long])
+            raise SequenceTooLongError(f"{len(too_long)} questions are too long ({names}). The first: {too_long[0][1]}")
 
 
 def generation_options(gen_kwargs: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
@@ -207,6 +289,7 @@ def generation_options(gen_kwargs: dict[str, Any]) -> tuple[int, list[str], dict
         Without ``do_sample: true`` or a temperature above 0 decoding is greedy.
     """
     options = deepcopy(gen_kwargs)  # the harness keys its response cache on this very dict
+    options.pop("num_frames", None)  # ours: how a task says how many frames its videos are read with
     until = options.pop("until", None) or []
     max_new_tokens = int(options.pop("max_new_tokens", MAX_NEW_TOKENS))
     temperature = options.pop("temperature", None)
@@ -218,13 +301,8 @@ def generation_options(gen_kwargs: dict[str, Any]) -> tuple[int, list[str], dict
     return max_new_tokens, [until] if isinstance(until, str) else list(until), sampling
 
 
-def _answer(video: EncodedVideo, question: Question) -> tuple[GenerationResult, int]:
-    generated = video.generate(question.prompt, question.max_new_tokens, **question.sampling)
-    counts = TokenCounts(input_tokens=generated.prompt_tokens, output_tokens=generated.new_tokens)
-    return GenerationResult(cut_at(generated.text, question.stops), counts), generated.new_tokens
-
-
-def _listing(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _result(answer: Generation | VideoDecodeError, stops: list[str]) -> GenerationResult:
+    if isinstance(answer, VideoDecodeError):
+        return GenerationResult(text="")
+    counts = TokenCounts(input_tokens=answer.prompt_tokens, output_tokens=answer.new_tokens)
+    return GenerationResult(cut_at(answer.text, stops), counts)

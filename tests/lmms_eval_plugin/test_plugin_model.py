@@ -55,7 +55,7 @@ def test_answers_come_in_request_order_and_each_video_is_decoded_and_encoded_onc
     docs = alternating_docs(videos)
     results = model.generate_until(requests(model, docs))
 
-    assert decoded == videos
+    assert sorted(decoded) == videos
     assert encoded == [NUM_FRAMES] * 2
     engine = VideoQA(model.engine.model, model.engine.processor)
     assert [r.text for r in results] == [engine.encode(d["video"]).ask(d["text"], 6) for d in docs]
@@ -119,7 +119,7 @@ def test_short_videos_repeat_frames_and_are_counted(model, videos, tmp_path):
     assert (model.short, model.unreadable) == ({path}, {})
     said = [message for message in messages if path in message]
     assert len(said) == 1
-    assert f"1 of 3 videos have fewer than {NUM_FRAMES} frames" in said[0]
+    assert "1 of 3 videos have fewer frames than were asked for" in said[0]
     video = VideoQA(model.engine.model, model.engine.processor).encode(path, short_videos="repeat")
     assert [r.text for r in results[2:]] == [video.ask("Who?", 6), video.ask("What?", 6)]
 
