@@ -1,13 +1,14 @@
 """Several processes: all questions about a video go to the same one, so that each video is decoded once.
 
 The harness deals documents like cards: of W ranks, rank r gets r, r + W, r + 2W, ..., and the questions about a video
-end up everywhere. Here every rank builds the requests of all documents (text only, seconds), and keeps those about its own
-videos. Which these are, each rank computes for itself, alike: nothing is sent. Documents keep their numbers, so results
-and journals do not depend on how many ranks there were; ranks with fewer questions are padded by the harness itself.
+end up everywhere. Here every rank builds the requests of all documents (text only, seconds) and keeps those about its
+own videos. Which these are, each rank computes for itself, alike: nothing is sent. Documents keep their numbers, so
+results and journals do not depend on how many ranks there were; the harness pads ranks that have fewer questions.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import os
@@ -79,9 +80,18 @@ def deal_by_video() -> None:
         return
     if getattr(build, _MARK, False):
         return
+    atexit.register(_leave)
     Task.build_all_requests = _build_and_deal(build)
     Task.doc_iterator = _over_all_documents(iterate)
     evaluator.create_iterator = _over_all_documents(create)
+
+
+def _leave() -> None:
+    """The harness leaves its process group open, and gloo's threads then abort the process at its end now and then."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _build_and_deal(original: Callable[..., None]) -> Callable[..., None]:
