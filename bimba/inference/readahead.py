@@ -56,7 +56,8 @@ def read_ahead(
                 if error is not None and not isinstance(error, VideoDecodeError):
                     raise error
                 submit()
-                yield job, error if error is not None else reading.result()
-                del reading
+                handed_over = [error if error is not None else reading.result()]
+                del reading, error  # or it would stay in memory for as long as it is worked on
+                yield job, handed_over.pop()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import pytest
 
@@ -67,15 +68,29 @@ def test_a_video_that_cannot_be_decoded_is_a_result_and_other_errors_are_raised(
 
     results = read_ahead(range(6), read, size, 1000, 2)
     assert [(job, str(next(results)[1])) for job in range(3)] == [(0, "0"), (1, "broken"), (2, "2")]
+    results.close()
 
 
 def test_who_stops_early_stops_the_reading():
+    before = set(threading.enumerate())
     read = []
     results = read_ahead(range(100), read.append, size, 1000, workers=2)
     next(results)
     results.close()
     assert len(read) <= 6
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("bimba-read")]
+    assert set(threading.enumerate()) <= before
+
+
+def test_what_was_handed_over_is_the_consumers_alone():
+    class Pixels:
+        pass
+
+    results = read_ahead(range(2), lambda job: Pixels(), size, 1000, workers=1)
+    job, pixels = next(results)
+    seen = weakref.ref(pixels)
+    del pixels
+    assert (job, seen()) == (0, None)
+    results.close()
 
 
 def test_no_jobs_are_no_results():
