@@ -19,7 +19,7 @@ from bimba.ops.extension import build
 from bimba.ops.selective_scan import cpp
 
 SLOW_S = 5.0
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
 def header() -> str:
@@ -86,6 +86,20 @@ def median_seconds(
             if first_s[name] <= SLOW_S:
                 times_s[name].append(seconds(run))
     return {name: statistics.median(times) for name, times in times_s.items()}
+
+
+def give_back_freed_memory() -> None:
+    """From here on every tensor is given back to the system when it is freed; call it first, to measure memory.
+
+    Otherwise those below 32 MiB come to lie in the heap, where what outlives its neighbours keeps their memory in the
+    process, as much as the order of calls has it.
+    """
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)
+
+
+def treat_freed_memory_as_usual() -> None:
+    """Before times are measured: as glibc's own threshold ends up."""
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**25)
 
 
 def extra_memory_mib(run: Callable[[], object]) -> tuple[float, float]:
