@@ -24,7 +24,7 @@ def stock_utils(benchmark: str) -> ModuleType:
     """
     home = os.environ.get("HF_HOME", "")
     if not os.path.isabs(home):
-        state = f"is {home!r}, which is not an absolute path" if home else "is not set"
+        state = f"is {home!r}, which is not absolute" if home else "is not set"
         raise BimbaError(
             f"HF_HOME {state}; the harness looks for the videos of {benchmark} there. Set it to the absolute path of "
             "the folder that holds them, for example `export HF_HOME=$HOME/.cache/huggingface`."

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny_checkpoint import write_video
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "text" / "prompts.json").read_text())["get_prompt"]
+PROMPTS = json.loads((Path(__file__).parents[1] / "golden" / "text" / "prompts.json").read_text())
+GOLDEN = PROMPTS["get_prompt"]
 TIME_INSTRUCTION_ENDS = "\nSelect the best answer"  # one golden was asked with it; the published numbers were not
 MLVU_TYPES = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
 VNBENCH_TYPES = ("ret_insert1", "cnt_edit2")
