@@ -70,9 +70,7 @@ def test_mlvus_number_is_the_mean_over_types(offline):
     assert task.aggregate_macro(rows) == pytest.approx((2 / 3 + 0) / 2)
 
 
-@pytest.mark.parametrize(
-    ("home", "message"), [(None, "HF_HOME is not set"), ("~/hf", "'~/hf', which is not an absolute")]
-)
+@pytest.mark.parametrize(("home", "message"), [(None, "HF_HOME is not set"), ("~/hf", "'~/hf', which is not absolute")])
 def test_a_wrong_hf_home_is_named(monkeypatch, home, message):
     monkeypatch.setenv("HF_HOME", home or "unset by the test")
     if home is None:
