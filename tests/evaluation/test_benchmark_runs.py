@@ -183,3 +183,32 @@ def test_the_command_reads_the_samples_of_the_harness(run, tmp_path, capsys):
     assert cli.main(["egoschema-submission", str(samples_file), str(tmp_path / "s.csv")]) == 0
     assert (tmp_path / "s.csv").read_text() == (run.output / "submissions/bimba_egoschema.csv").read_text()
     assert capsys.readouterr().out.startswith("2 of 5031 answers are in ")
+
+
+class Sent(Exception):
+    """The stock EgoSchema task reached for its server."""
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_harness_own_egoschema_sends_unless_it_only_predicts(offline, monkeypatch, safe):
+    """docs/benchmarks.md says which flag is safe."""
+    import lmms_eval.tasks
+    from lmms_eval.evaluator import simple_evaluate
+
+    from lmms_eval_plugin.models.bimba import Bimba
+
+    def post(*args, **kwargs):
+        raise Sent
+
+    monkeypatch.setattr("requests.post", post)
+    monkeypatch.chdir(offline.output)  # where the stock task leaves its file
+    folder = Path(lmms_eval.tasks.__file__).parent / "egoschema"
+    manager = lmms_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False, model_name="bimba")
+    model = Bimba(pretrained="bimba-tiny", device="cpu", num_frames=4)
+    arguments = {"model": model, "tasks": ["egoschema"], "task_manager": manager, "bootstrap_iters": 0}
+    if safe:
+        results = simple_evaluate(**arguments, predict_only=True)
+        assert [row["doc"]["video_idx"] for row in results["samples"]["egoschema"]] == ["uid-0", "uid-1"]
+    else:
+        with pytest.raises(Sent):
+            simple_evaluate(**arguments)
