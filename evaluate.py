@@ -29,11 +29,33 @@ KEYS = {
     "benchmark", "paths", "checkpoint", "base", "num_frames", "temporal_pooling", "short_videos", "limit", "batch_size",
     "device", "dtype", "output_dir",
 }  # fmt: skip
+SOURCES = ("hf_home", "miniature")
 
 
 def benchmark_rows(config: DictConfig) -> list[DictConfig]:
     """What is evaluated: the chosen file of ``conf/benchmark``, or those that it gathers under ``rows``."""
     return list(config.benchmark.rows.values()) if "rows" in config.benchmark else [config.benchmark]
+
+
+def provide_data(config: DictConfig, folder: Path) -> None:
+    """Sets the variables that say where the data is; writes it under ``folder`` if it is to be a miniature.
+
+    Raises:
+        BimbaError: an unknown source.
+    """
+    source = config.benchmark.get("source", SOURCES[0])
+    if source not in SOURCES:
+        raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
+    if source == "miniature":
+        from lmms_eval_plugin.miniature import write_home
+
+        home = (folder / "miniature").absolute()
+        os.environ.update(HF_HOME=str(home), BIMBA_VNBENCH_ROOT=str(home / "vnbench"), HF_HUB_OFFLINE="1")
+        write_home(home)
+        log.warning("These are miniatures of the benchmarks, written to %s; the scores mean nothing", home)
+    else:
+        rows = benchmark_rows(config)
+        os.environ.update({name: str(value) for row in rows for name, value in row.environment.items()})
 
 
 def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
@@ -75,9 +97,8 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
 
 def evaluate(config: DictConfig) -> None:
     """Runs benchmarks, prints their table, and writes ``results.json``, ``summary.json``, ``samples/`` and a table."""
-    rows = benchmark_rows(config)
-    # Before the first import that reads HF_HOME.
-    os.environ.update({name: str(value) for row in rows for name, value in row.environment.items()})
+    rows, folder = benchmark_rows(config), Path(config.output_dir)
+    provide_data(config, folder)  # before the first import that reads HF_HOME
     from lmms_eval.utils import handle_non_serializable
 
     from bimba.report.accuracy import compare, harness_scores
@@ -85,7 +106,6 @@ def evaluate(config: DictConfig) -> None:
     from bimba.report.table import SCORE_COLUMNS, print_table, score_rows, write_markdown
     from lmms_eval_plugin.models.bimba import Bimba
 
-    folder = Path(config.output_dir)
     model = Bimba(
         pretrained=config.checkpoint,
         device=config.device,
