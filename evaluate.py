@@ -103,7 +103,15 @@ def evaluate(config: DictConfig) -> None:
 
     from bimba.report.accuracy import compare, harness_scores
     from bimba.report.files import write_json
-    from bimba.report.table import SCORE_COLUMNS, print_table, score_rows, write_markdown
+    from bimba.report.table import (
+        PUBLISHED_COLUMNS,
+        SCORE_COLUMNS,
+        markdown_table,
+        print_table,
+        published_rows,
+        score_rows,
+        write_markdown,
+    )
     from lmms_eval_plugin.models.bimba import Bimba
 
     model = Bimba(
@@ -144,6 +152,10 @@ def evaluate(config: DictConfig) -> None:
     title = f"{config.benchmark.name}: {config.checkpoint}"
     write_markdown(folder / "summary.md", title, SCORE_COLUMNS, score_rows(scores))
     print_table(title, SCORE_COLUMNS, score_rows(scores))
+    if published:
+        with (folder / "summary.md").open("a", encoding="utf-8") as file:
+            file.write("\n" + markdown_table(PUBLISHED_COLUMNS, published_rows(published)))
+        print_table("Beside the published numbers", PUBLISHED_COLUMNS, published_rows(published))
     if model.unreadable:
         log.error("%d videos could not be read; their questions count as wrong (summary.json)", len(model.unreadable))
     log.info("Results are in %s", folder)

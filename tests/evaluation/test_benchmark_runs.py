@@ -169,6 +169,10 @@ def test_evaluate_compares_all_seven_with_the_published_table(evaluate, run, tmp
         else:
             assert entry["found"] == pytest.approx(100 * found[task][f"{entry['metric']},none"])
     assert (tmp_path / "out/submissions/bimba_egoschema.csv").is_file()
+    table = (tmp_path / "out/summary.md").read_text()
+    assert "| bimba_egoschema | 71.14 | elsewhere | submission |" in table
+    macro = found["bimba_mlvu_dev"]["strict_macro,none"]
+    assert f"| bimba_mlvu_dev | 71.37 | {100 * macro:.2f} | strict_macro |" in table
 
 
 def test_evaluate_without_a_score_still_writes_the_submission(evaluate, tmp_path):
