@@ -140,6 +140,7 @@ def evaluate(config: DictConfig) -> None:
     summary = {
         "checkpoint": config.checkpoint,
         "benchmark": config.benchmark.name,
+        "source": config.benchmark.get("source"),
         "num_frames": model.num_frames,
         "temporal_pooling": model.temporal_pooling,
         "limit": config.limit,

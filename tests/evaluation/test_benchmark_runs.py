@@ -237,6 +237,7 @@ def test_miniatures_need_neither_hub_nor_data(tmp_path):
     assert {task: score["n"] for task, score in summary["tasks"].items()} == {
         task: len(letters) for task, letters in ANSWERS.items() if task in SUITE
     }
+    assert summary["source"] == "miniature"
     assert "scores mean nothing" in done.stdout + done.stderr
 
 
