@@ -5,6 +5,7 @@ Differs from the ``lmms-eval`` command in one way: the harness exits 0 when an e
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -28,6 +29,33 @@ KEYS = {
     "benchmark", "paths", "checkpoint", "base", "num_frames", "temporal_pooling", "short_videos", "limit", "batch_size",
     "device", "dtype", "output_dir",
 }  # fmt: skip
+SOURCES = ("hf_home", "miniature")
+
+
+def benchmark_rows(config: DictConfig) -> list[DictConfig]:
+    """What is evaluated: the chosen file of ``conf/benchmark``, or those that it gathers under ``rows``."""
+    return list(config.benchmark.rows.values()) if "rows" in config.benchmark else [config.benchmark]
+
+
+def provide_data(config: DictConfig, folder: Path) -> None:
+    """Sets the variables that say where the data is; writes it under ``folder`` if it is to be a miniature.
+
+    Raises:
+        BimbaError: an unknown source.
+    """
+    source = config.benchmark.get("source", SOURCES[0])
+    if source not in SOURCES:
+        raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
+    if source == "miniature":
+        from lmms_eval_plugin.miniature import write_home
+
+        home = (folder / "miniature").absolute()
+        os.environ.update(HF_HOME=str(home), BIMBA_VNBENCH_ROOT=str(home / "vnbench"), HF_HUB_OFFLINE="1")
+        write_home(home)
+        log.warning("These are miniatures of the benchmarks, written to %s; the scores mean nothing", home)
+    else:
+        rows = benchmark_rows(config)
+        os.environ.update({name: str(value) for row in rows for name, value in row.environment.items()})
 
 
 def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
@@ -39,7 +67,7 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    tasks = list(config.benchmark.tasks)
+    tasks = [task for row in benchmark_rows(config) for task in row.tasks]
     # Reading the harness's own two thousand task files takes seconds: only if a task is not ours.
     manager = TaskManager(include_defaults=False, model_name="bimba")
     if not set(tasks) <= set(manager.all_tasks):
@@ -57,6 +85,8 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
             limit=config.limit,
             task_manager=manager,
             bootstrap_iters=0,
+            # Tasks that write files ask these for the folder; the other one is what the command's own default is.
+            cli_args=argparse.Namespace(output_path=str(config.output_dir), process_with_media=False),
         )
     except SystemExit as stop:  # tasks of the harness leave so when a video is missing, some of them with code 0
         raise BimbaError(f"The harness stopped before it had results: {stop.code}.") from stop
@@ -66,16 +96,24 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
 
 
 def evaluate(config: DictConfig) -> None:
-    """Runs one benchmark, prints its table, and writes ``results.json``, ``summary.json``, ``samples/`` and a table."""
+    """Runs benchmarks, prints their table, and writes ``results.json``, ``summary.json``, ``samples/`` and a table."""
+    rows, folder = benchmark_rows(config), Path(config.output_dir)
+    provide_data(config, folder)  # before the first import that reads HF_HOME
     from lmms_eval.utils import handle_non_serializable
 
-    from bimba.report.accuracy import harness_scores
+    from bimba.report.accuracy import compare, harness_scores
     from bimba.report.files import write_json
-    from bimba.report.table import SCORE_COLUMNS, print_table, score_rows, write_markdown
+    from bimba.report.table import (
+        PUBLISHED_COLUMNS,
+        SCORE_COLUMNS,
+        markdown_table,
+        print_table,
+        published_rows,
+        score_rows,
+        write_markdown,
+    )
     from lmms_eval_plugin.models.bimba import Bimba
 
-    folder = Path(config.output_dir)
-    os.environ.update({name: str(value) for name, value in config.benchmark.environment.items()})
     model = Bimba(
         pretrained=config.checkpoint,
         device=config.device,
@@ -87,17 +125,26 @@ def evaluate(config: DictConfig) -> None:
         batch_size=config.batch_size,
     )
     results = run_harness(model, config)
-    scores = harness_scores(results, config.benchmark.metric, config.benchmark.chance)
+    # A row's tasks may be groups, whose members only the harness knows; rows gathered in one run name single tasks.
+    scores = [
+        score
+        for row in rows
+        if row.metric is not None
+        for score in harness_scores(results, row.metric, row.chance, row.tasks if len(rows) > 1 else None)
+    ]
+    published = {task: compare(results, task, **entry) for row in rows for task, entry in row.published.items()}
 
-    for task, rows in results.pop("samples").items():
-        write_json(folder / "samples" / f"{task}.json", {"task": task, "samples": rows}, handle_non_serializable)
+    for task, samples in results.pop("samples").items():
+        write_json(folder / "samples" / f"{task}.json", {"task": task, "samples": samples}, handle_non_serializable)
     write_json(folder / "results.json", results, handle_non_serializable)
     summary = {
         "checkpoint": config.checkpoint,
         "benchmark": config.benchmark.name,
+        "source": config.benchmark.get("source"),
         "num_frames": model.num_frames,
         "temporal_pooling": model.temporal_pooling,
         "limit": config.limit,
+        "published": published,
         "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in scores},
         "unreadable_videos": model.unreadable,
         "short_videos": {"handled": config.short_videos, "repeated": len(model.short)},
@@ -106,6 +153,10 @@ def evaluate(config: DictConfig) -> None:
     title = f"{config.benchmark.name}: {config.checkpoint}"
     write_markdown(folder / "summary.md", title, SCORE_COLUMNS, score_rows(scores))
     print_table(title, SCORE_COLUMNS, score_rows(scores))
+    if published:
+        with (folder / "summary.md").open("a", encoding="utf-8") as file:
+            file.write("\n" + markdown_table(PUBLISHED_COLUMNS, published_rows(published)))
+        print_table("Beside the published numbers", PUBLISHED_COLUMNS, published_rows(published))
     if model.unreadable:
         log.error("%d videos could not be read; their questions count as wrong (summary.json)", len(model.unreadable))
     log.info("Results are in %s", folder)

@@ -1,5 +1,7 @@
 """The console script ``bimba``: ``ask`` a video something, ``convert`` a checkpoint, ``doctor`` examines this machine.
 
+``egoschema-submission`` makes a file for Kaggle of an evaluation's answers.
+
 Nothing heavy is imported until a command needs it, so that ``bimba --help`` is immediate.
 """
 
@@ -9,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from bimba.types import BimbaError, ShortVideos
@@ -59,10 +62,20 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--temporal-pooling", type=int, metavar="N", help="override the checkpoint's")
     convert.set_defaults(run=run_convert)
 
+    submission = commands.add_parser(
+        "egoschema-submission",
+        help="answers of EgoSchema as the file for Kaggle",
+        description="Writes the answers of an evaluation as q_uid,answer with answers 0 to 4. Sends nothing.",
+        epilog="example: bimba egoschema-submission outputs/evaluate/.../samples/bimba_egoschema.json submission.csv",
+    )
+    submission.add_argument("samples", metavar="SAMPLES", help="the samples of the evaluation (.jsonl or .json)")
+    submission.add_argument("destination", metavar="CSV", help="file to write")
+    submission.set_defaults(run=run_egoschema_submission)
+
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run_doctor)
-    for command in (ask, convert, doctor):  # also after the command; SUPPRESS keeps it from undoing the one before
+    for command in (ask, convert, submission, doctor):  # also after it; SUPPRESS keeps it from undoing the one before
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
@@ -132,6 +145,24 @@ def run_convert(arguments: argparse.Namespace) -> int:
             on_shard=lambda done, total: progress.update(shards, completed=done, total=total),
         )
     print(f"The checkpoint is in {arguments.destination}.")
+    return 0
+
+
+def run_egoschema_submission(arguments: argparse.Namespace) -> int:
+    from lmms_eval_plugin.tasks.bimba_egoschema.submission import (
+        FULL_SET,
+        NO_ANSWER,
+        read_predictions,
+        write_submission,
+    )
+
+    destination = Path(arguments.destination)
+    if destination.suffix != ".csv":
+        raise BimbaError(f"The submission is to be {destination}; expected a name that ends in .csv.")
+    predictions = read_predictions(Path(arguments.samples))
+    write_submission(destination, predictions)
+    unread = sum(index == NO_ANSWER for index in predictions.values())
+    print(f"{len(predictions)} of {FULL_SET} answers are in {destination}; {unread} were no letter: {NO_ANSWER}.")
     return 0
 
 

@@ -30,17 +30,33 @@ def multiple_choice(question: str, options: Sequence[str]) -> str:
     Raises:
         BimbaError: for any other number of options, or an empty question.
     """
+    _check_number(options)
+    return multiple_choice_lines(question, [f"{letter}. {option}" for letter, option in zip(LETTERS, options)])
+
+
+def multiple_choice_lines(question: str, lines: Sequence[str]) -> str:
+    """The same prompt for a data set whose options bring their letters: the lines stay as they are, byte for byte.
+
+    Args:
+        lines: 2 to 5 options such as "A. Apples.".
+
+    Raises:
+        BimbaError: for any other number of options, or an empty question.
+    """
     if not question.strip():
         raise BimbaError("The question is empty; give the text of a question.")
-    if len(options) not in _LETTER_LISTS:
-        raise BimbaError(f"Got {len(options)} options; a multiple-choice question takes 2 to 5.")
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
+    _check_number(lines)
     return (
         "Select the best answer to the following multiple-choice question based on the video. "
-        f"Respond with only the letter {_LETTER_LISTS[len(options)]} of the correct option.\n"
+        f"Respond with only the letter {_LETTER_LISTS[len(lines)]} of the correct option.\n"
         + "\n".join([question, *lines])
         + "\nThe best answer is:"
     )
+
+
+def _check_number(options: Sequence[str]) -> None:
+    if len(options) not in _LETTER_LISTS:
+        raise BimbaError(f"Got {len(options)} options; a multiple-choice question takes 2 to 5.")
 
 
 def open_ended(question: str) -> str:

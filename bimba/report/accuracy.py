@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,18 @@ def score(task: str, correct: int, n: int, chance: float) -> TaskScore:
     return TaskScore(task, correct / n, low, high, chance, n)
 
 
-def harness_scores(results: Mapping[str, Any], metric: str, chance: float) -> list[TaskScore]:
-    """Scores of every task in what ``lmms_eval.evaluator.simple_evaluate`` returned (with its samples).
+def harness_scores(
+    results: Mapping[str, Any], metric: str, chance: float | str, tasks: Collection[str] | None = None
+) -> list[TaskScore]:
+    """Scores of tasks in what ``lmms_eval.evaluator.simple_evaluate`` returned (with its samples).
 
     Counted from the harness's own per-question records and compared with its own aggregate, so that a task that was
     skipped or cut short cannot pass for a result.
 
     Args:
         metric: name of a metric that is 0 or 1 for each question.
-        chance: accuracy of guessing.
+        chance: accuracy of guessing, or the name of a metric that is that.
+        tasks: which; None = all that the harness ran.
 
     Raises:
         BimbaError: no task, a task without the metric or without questions, or an aggregate that does not fit.
@@ -62,8 +65,9 @@ def harness_scores(results: Mapping[str, Any], metric: str, chance: float) -> li
     if not samples:
         raise BimbaError("The harness returned no answers: no task ran. Its log above says why.")
     scores = []
-    for task, rows in samples.items():
-        aggregate = results.get("results", {}).get(task, {}).get(f"{metric},none")
+    for task in samples if tasks is None else tasks:
+        rows = samples.get(task, [])
+        aggregate = _metric(results, task, metric)
         if not rows or aggregate is None:
             raise BimbaError(
                 f"The harness has {len(rows)} answers and no metric {metric!r} for task {task!r}; expected both. "
@@ -75,5 +79,41 @@ def harness_scores(results: Mapping[str, Any], metric: str, chance: float) -> li
                 f"Task {task!r}: the harness says {metric} = {aggregate}, but {correct} of its {len(rows)} answers are "
                 "right; expected a metric that is 0 or 1 per question and averaged."
             )
-        scores.append(score(task, correct, len(rows), chance))
+        guessing = _metric(results, task, chance) if isinstance(chance, str) else chance
+        if guessing is None:
+            raise BimbaError(f"Task {task!r} has no metric {chance!r}, which conf/benchmark/ names as its chance.")
+        scores.append(score(task, correct, len(rows), guessing))
     return scores
+
+
+def compare(
+    results: Mapping[str, Any], task: str, score: float, metric: str | None, num_frames: int
+) -> dict[str, float | str | int | None]:
+    """What was published for a task beside what the harness found, both from 0 to 100.
+
+    Args:
+        score: the published number.
+        metric: the task's metric that it is, a fraction of 1; None = others know the answers, so nothing is found here.
+        num_frames: frames of a video it was measured with.
+
+    Returns:
+        ``published``, ``metric``, ``num_frames`` and ``found``, which is None without a metric.
+
+    Raises:
+        BimbaError: the task did not run, or did not report the metric.
+    """
+    if not results.get("samples", {}).get(task):
+        raise BimbaError(f"The harness returned no answers for task {task!r}; its log above says why.")
+    found = None if metric is None else _metric(results, task, metric)
+    if metric is not None and found is None:
+        raise BimbaError(f"Task {task!r} has no metric {metric!r}, which conf/benchmark/ compares with the published.")
+    return {
+        "published": score,
+        "metric": metric,
+        "num_frames": num_frames,
+        "found": None if found is None else 100 * found,
+    }
+
+
+def _metric(results: Mapping[str, Any], task: str, metric: str) -> float | None:
+    return results.get("results", {}).get(task, {}).get(f"{metric},none")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.table import Table
 from bimba.report.accuracy import TaskScore
 
 SCORE_COLUMNS = ("Task", "Accuracy", "95 % interval", "Chance", "Questions")
+PUBLISHED_COLUMNS = ("Task", "Published", "Found", "Metric")
 
 
 def percent(fraction: float) -> str:
@@ -24,6 +26,19 @@ def interval(low: float, high: float) -> str:
 def score_rows(scores: Sequence[TaskScore]) -> list[list[str]]:
     """One row per task, for ``SCORE_COLUMNS``."""
     return [[s.task, percent(s.accuracy), interval(s.low, s.high), percent(s.chance), str(s.n)] for s in scores]
+
+
+def published_rows(published: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """One row per task of ``bimba.report.accuracy.compare``, for ``PUBLISHED_COLUMNS``."""
+    return [
+        [
+            task,
+            f"{entry['published']:.2f}",
+            "elsewhere" if entry["found"] is None else f"{entry['found']:.2f}",
+            entry["metric"] or "submission",
+        ]
+        for task, entry in published.items()
+    ]
 
 
 def print_table(

@@ -12,7 +12,21 @@ from loguru import logger
 
 from lmms_eval_plugin.manifest import TASKS_FOLDER, show_tasks
 
-OUR_TASKS = ["bimba_needle", "bimba_needle_counting", "bimba_needle_ordering", "bimba_needle_retrieval"]
+OUR_TASKS = [
+    "bimba_egoschema",
+    "bimba_egoschema_subset",
+    "bimba_longvideobench_val_v",
+    "bimba_mlvu_dev",
+    "bimba_needle",
+    "bimba_needle_counting",
+    "bimba_needle_ordering",
+    "bimba_needle_retrieval",
+    "bimba_nextqa_mc_test",
+    "bimba_perceptiontest_val_mc",
+    "bimba_suite",
+    "bimba_videomme",
+    "vnbench",
+]
 
 
 def run_python(code: str) -> str:

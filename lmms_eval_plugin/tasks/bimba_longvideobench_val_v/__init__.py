@@ -1,0 +1,1 @@
+"""LongVideoBench's validation set without subtitles, asked as for the published 59.46."""

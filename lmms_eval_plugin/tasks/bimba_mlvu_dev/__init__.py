@@ -1,0 +1,1 @@
+"""MLVU's development set, asked as for the published 71.37."""

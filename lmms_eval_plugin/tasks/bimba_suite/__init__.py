@@ -1,0 +1,1 @@
+"""The seven benchmarks of the published table."""

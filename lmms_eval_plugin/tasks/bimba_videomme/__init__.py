@@ -1,0 +1,1 @@
+"""Video-MME without subtitles, asked as for the published 64.67."""

@@ -1,0 +1,246 @@
+"""All seven benchmarks in miniature, through the installed harness: fetched, unpacked, asked, answered, scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from replicas import STOCK, SUITE, Run, golden
+
+from bimba import cli
+from lmms_eval_plugin.miniature import ANSWERS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PUBLISHED = {
+    "bimba_egoschema": 71.14,
+    "vnbench": 77.88,
+    "bimba_videomme": 64.67,
+    "bimba_mlvu_dev": 71.37,
+    "bimba_longvideobench_val_v": 59.46,
+    "bimba_nextqa_mc_test": 83.73,
+    "bimba_perceptiontest_val_mc": 68.51,
+}
+
+METRICS = {
+    "bimba_egoschema": {"answered", "submission"},
+    "bimba_egoschema_subset": {"strict_accuracy", "score"},
+    "bimba_videomme": {"strict_accuracy", "videomme_perception_score"},
+    "bimba_mlvu_dev": {"strict_accuracy", "strict_macro", "mlvu_percetion_score"},
+    "bimba_longvideobench_val_v": {"strict_accuracy", "lvb_acc", "chance"},
+    "bimba_nextqa_mc_test": {"strict_accuracy", "exact_match"},
+    "bimba_perceptiontest_val_mc": {"strict_accuracy", "accuracy"},
+    "vnbench": {
+        *("vnbench_per_try", "vnbench_per_try_lenient", "vnbench_all_tries"),
+        *(f"vnbench_{score}_{kind}" for score in ("per_try", "all_tries") for kind in ("ret_insert1", "cnt_edit2")),
+    },
+}
+NUM_OPTIONS = {
+    **{task: [4] for task in ("vnbench", "bimba_videomme", "bimba_mlvu_dev")},
+    **{task: [5] for task in ("bimba_egoschema", "bimba_egoschema_subset", "bimba_nextqa_mc_test")},
+    **{"bimba_perceptiontest_val_mc": [3], "bimba_longvideobench_val_v": [2, 3, 5]},
+}
+
+
+def results(run: Run) -> dict:
+    (path,) = run.output.rglob("*_results.json")
+    return json.loads(path.read_text())
+
+
+def samples(run: Run, task: str) -> list[dict]:
+    (path,) = run.output.rglob(f"*_samples_{task}.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_task_of_the_suite_and_every_stock_name_has_a_result(run):
+    found = results(run)["results"]
+    assert set(found) - {"bimba_suite"} == {*SUITE, *STOCK, "bimba_egoschema_subset"}
+    for task, metrics in METRICS.items():
+        values = {key.removesuffix(",none"): value for key, value in found[task].items() if "_stderr" not in key}
+        assert set(values) - {"alias", " "} >= metrics, task
+        assert all(isinstance(values[metric], int | float) for metric in metrics)
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_prompts_are_the_published_ones_byte_for_byte(run, task):
+    asked = [sample["input"] for sample in samples(run, task)]
+    numbers = NUM_OPTIONS[task]
+    assert asked == [golden(number)[2] for number in (numbers if len(numbers) > 1 else numbers * len(asked))]
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_generation_is_as_published(run, task):
+    config = results(run)["configs"][task]
+    assert config["generation_kwargs"] == {"max_new_tokens": 4096, "do_sample": False, "until": []}
+    assert config["metadata"]["num_frames"] == (128 if task == "vnbench" else 64)
+
+
+@pytest.mark.parametrize("task", ANSWERS)
+def test_scores_are_counted_from_the_answers(run, task):
+    """The strict reading by hand; the numbers of the harness beside it are its own."""
+    rows = samples(run, task)
+    right = [row["filtered_resps"].strip(" .") == letter for row, letter in zip(rows, ANSWERS[task], strict=True)]
+    metric = "vnbench_per_try" if task == "vnbench" else "strict_accuracy"
+    assert [row[metric] for row in rows] == right
+    assert results(run)["results"][task][f"{metric},none"] == pytest.approx(sum(right) / len(right))
+
+
+def test_the_types_of_vnbench_are_those_of_its_files(run):
+    tries = [sample["vnbench_all_tries"] for sample in samples(run, "vnbench")]
+    assert [attempt["type"] for attempt in tries] == ["ret_insert1"] * 4 + ["cnt_edit2"] * 4
+    assert [attempt["group"] for attempt in tries] == [0] * 4 + [1] * 4
+
+
+def test_egoschema_is_a_file_and_nothing_was_sent(run):
+    folder = run.output / "submissions"
+    with (folder / "bimba_egoschema.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["q_uid", "answer"]
+    assert [uid for uid, _ in rows[1:]] == ["uid-0", "uid-1"]
+    answers = ["ABCDE".find(sample["filtered_resps"].strip(" .")) for sample in samples(run, "bimba_egoschema")]
+    assert [int(answer) for _, answer in rows[1:]] == answers
+    assert json.loads((folder / "bimba_egoschema.json").read_text()) == {uid: int(a) for uid, a in rows[1:]}
+    hosts = {re.split(r"[/:]", address.split()[1].removeprefix("http://"))[0] for address in run.outside}
+    # What libraries ask of their own accord: datasets for sizes, the stock NExT-QA module for nltk's word lists.
+    assert hosts <= {"datasets-server.127.0.0.1", "raw.githubusercontent.com"}
+
+
+def test_videos_are_those_the_harness_unpacked(run):
+    for folder in ("videomme/data", "egoschema/videos", "mlvu", "nextqa/NExTVideo", "perceptiontest_val/videos"):
+        assert list((run.home / folder).glob("*.mp4")), folder
+    assert list((run.home / "datasets/longvideobench/videos").glob("*.mp4"))
+
+
+def test_the_number_of_frames_reaches_the_model(offline):
+    """The harness copies a task's metadata to every request."""
+    from lmms_eval.tasks import TaskManager, get_task_dict
+
+    from lmms_eval_plugin.manifest import TASKS_FOLDER
+
+    manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, model_name="bimba")
+    ((_, tasks),) = get_task_dict(["bimba_suite"], manager, "chat").items()
+    assert set(tasks) == SUITE
+    for name, task in tasks.items():
+        task.build_all_requests()
+        frames = {instance.metadata["num_frames"] for instance in task.instances}
+        assert frames == {128 if name == "vnbench" else 64}, name
+        for instance in task.instances:
+            (message,) = instance.args[1](task.dataset[instance.args[5]][instance.args[3]])
+            video, text = message["content"]
+            assert Path(video["url"]).is_file()
+            assert text["text"] == instance.args[0]
+
+
+@pytest.fixture
+def evaluate(offline, monkeypatch, tmp_path):
+    """Runs ``python evaluate.py ...`` in this process, on the prefilled HF_HOME."""
+    monkeypatch.setattr(sys, "path", [str(REPOSITORY), *sys.path])
+    monkeypatch.delenv("BIMBA_ROOT", raising=False)
+
+    def run_script(*overrides: str) -> dict:
+        arguments = ["evaluate.py", f"output_dir={tmp_path}/out", "device=cpu", "num_frames=4", *overrides]
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_path(str(REPOSITORY / "evaluate.py"), run_name="__main__")
+        return json.loads((tmp_path / "out/summary.json").read_text())
+
+    return run_script
+
+
+def test_evaluate_compares_all_seven_with_the_published_table(evaluate, run, tmp_path):
+    summary = evaluate("benchmark=all")
+    assert summary["benchmark"] == "suite"
+    assert set(summary["tasks"]) == SUITE - {"bimba_egoschema"}
+    found = results(run)["results"]
+    for task, score in summary["tasks"].items():
+        metric = "vnbench_per_try" if task == "vnbench" else "strict_accuracy"
+        assert (score["n"], score["accuracy"]) == (len(ANSWERS[task]), pytest.approx(found[task][f"{metric},none"]))
+    assert summary["tasks"]["bimba_longvideobench_val_v"]["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 5) / 3)
+    assert {task: entry["published"] for task, entry in summary["published"].items()} == PUBLISHED
+    for task, entry in summary["published"].items():
+        assert entry["num_frames"] == results(run)["configs"][task]["metadata"]["num_frames"]
+        if task == "bimba_egoschema":
+            assert entry["found"] is None
+        else:
+            assert entry["found"] == pytest.approx(100 * found[task][f"{entry['metric']},none"])
+    assert (tmp_path / "out/submissions/bimba_egoschema.csv").is_file()
+    table = (tmp_path / "out/summary.md").read_text()
+    assert "| bimba_egoschema | 71.14 | elsewhere | submission |" in table
+    macro = found["bimba_mlvu_dev"]["strict_macro,none"]
+    assert f"| bimba_mlvu_dev | 71.37 | {100 * macro:.2f} | strict_macro |" in table
+
+
+def test_evaluate_without_a_score_still_writes_the_submission(evaluate, tmp_path):
+    summary = evaluate("benchmark=egoschema")
+    assert summary["tasks"] == {}
+    assert summary["published"]["bimba_egoschema"]["published"] == 71.14
+    samples = str(tmp_path / "out/samples/bimba_egoschema.json")
+    assert cli.main(["egoschema-submission", samples, str(tmp_path / "again.csv")]) == 0
+    written = (tmp_path / "out/submissions/bimba_egoschema.csv").read_text()
+    assert (tmp_path / "again.csv").read_text() == written
+
+
+def test_the_command_reads_the_samples_of_the_harness(run, tmp_path, capsys):
+    (samples_file,) = run.output.rglob("*_samples_bimba_egoschema.jsonl")
+    assert cli.main(["egoschema-submission", str(samples_file), str(tmp_path / "s.csv")]) == 0
+    assert (tmp_path / "s.csv").read_text() == (run.output / "submissions/bimba_egoschema.csv").read_text()
+    assert capsys.readouterr().out.startswith("2 of 5031 answers are in ")
+
+
+class Sent(Exception):
+    """The stock EgoSchema task reached for its server."""
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_harness_own_egoschema_sends_unless_it_only_predicts(offline, monkeypatch, safe):
+    """docs/benchmarks.md says which flag is safe."""
+    import lmms_eval.tasks
+    from lmms_eval.evaluator import simple_evaluate
+
+    from lmms_eval_plugin.models.bimba import Bimba
+
+    def post(*args, **kwargs):
+        raise Sent
+
+    monkeypatch.setattr("requests.post", post)
+    monkeypatch.chdir(offline.output)  # where the stock task leaves its file
+    folder = Path(lmms_eval.tasks.__file__).parent / "egoschema"
+    manager = lmms_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False, model_name="bimba")
+    model = Bimba(pretrained="bimba-tiny", device="cpu", num_frames=4)
+    arguments = {"model": model, "tasks": ["egoschema"], "task_manager": manager, "bootstrap_iters": 0}
+    if safe:
+        results = simple_evaluate(**arguments, predict_only=True)
+        assert [row["doc"]["video_idx"] for row in results["samples"]["egoschema"]] == ["uid-0", "uid-1"]
+    else:
+        with pytest.raises(Sent):
+            simple_evaluate(**arguments)
+
+
+def test_miniatures_need_neither_hub_nor_data(tmp_path):
+    """In a process of its own: HF_HOME is read when libraries are imported."""
+    command = [
+        *(sys.executable, "evaluate.py", "benchmark=all", "benchmark.source=miniature", "num_frames=4", "device=cpu"),
+        f"output_dir={tmp_path}/out",
+    ]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "BIMBA_"))},
+        **{name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")},
+    }
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert {task: score["n"] for task, score in summary["tasks"].items()} == {
+        task: len(letters) for task, letters in ANSWERS.items() if task in SUITE
+    }
+    assert summary["source"] == "miniature"
+    assert "scores mean nothing" in done.stdout + done.stderr
+
+
+def test_an_unknown_source_is_an_error(evaluate):
+    with pytest.raises(SystemExit, match="benchmark.source is 'hub'; expected one of hf_home, miniature"):
+        evaluate("benchmark=all", "benchmark.source=hub")

@@ -1,0 +1,151 @@
+"""What a task makes of an answer: the published strict reading, and the harness's own beside it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+from replicas import PROMPTS
+
+from bimba import cli
+from bimba.report.accuracy import compare, harness_scores
+from bimba.types import BimbaError
+from lmms_eval_plugin.tasks.bimba_egoschema.submission import answer_index, read_predictions
+from lmms_eval_plugin.tasks.published import stock_utils, strict
+
+GOLDEN_READINGS = PROMPTS["fuzzy_matching"]
+UNIFORM = {  # task -> columns, with B the right answer
+    "bimba_videomme": {
+        **{"answer": "B", "domain": "Knowledge", "sub_category": "Law", "task_type": "OCR Problems"},
+        **{"question_id": "1", "duration": "short", "videoID": "x"},
+    },
+    "bimba_mlvu_dev": {"answer": "B", "task_type": "ego", "question": "?"},
+    "bimba_longvideobench_val_v": {
+        **{"correct_choice": 1, "id": "1", "duration_group": 15, "question_category": "T3E"},
+        **{f"option{i}": text for i, text in enumerate(["x", "y", "z", "N/A", "N/A"])},
+    },
+    "bimba_nextqa_mc_test": {"answer": 1, **{f"a{i}": "x" for i in range(5)}},
+    "bimba_perceptiontest_val_mc": {"answer_id": "1", "video_name": "x", "question": "?"},
+}
+
+
+@pytest.mark.parametrize("letter", "ABCDE")
+@pytest.mark.parametrize("answer", GOLDEN_READINGS)
+def test_strict_is_the_originals_reading(answer, letter):
+    assert strict(answer, letter) == (GOLDEN_READINGS[answer].lower() == letter.lower())
+
+
+@pytest.mark.parametrize("task", UNIFORM)
+@pytest.mark.parametrize(("answer", "right"), [("B", 1), ("B.", 1), ("A", 0), ("The best answer is B", 0)])
+def test_strict_accuracy_of_each_task(offline, task, answer, right):
+    module = importlib.import_module(f"lmms_eval_plugin.tasks.{task}.task")
+    assert module.process_results(UNIFORM[task], [answer])["strict_accuracy"] == right
+
+
+def test_the_stock_scores_forgive_more(offline):
+    said = "The best answer is B."
+    of = {
+        task: importlib.import_module(f"lmms_eval_plugin.tasks.{task}.task").process_results(doc, [said])
+        for task, doc in UNIFORM.items()
+    }
+    assert of["bimba_videomme"]["videomme_perception_score"]["score"] == 1
+    assert of["bimba_mlvu_dev"]["mlvu_percetion_score"]["pred_answer"] == "B"
+    assert of["bimba_longvideobench_val_v"]["lvb_acc"]["parsed_pred"] == "B"
+    assert of["bimba_nextqa_mc_test"]["exact_match"]
+    assert of["bimba_perceptiontest_val_mc"]["accuracy"]["correct"] == 1
+
+
+def test_egoschemas_subset_has_both_scores(offline):
+    task = importlib.import_module("lmms_eval_plugin.tasks.bimba_egoschema.task")
+    doc = {"answer": "1", "video_idx": "x", "option": [f"{letter}. o" for letter in "ABCDE"]}
+    assert task.process_subset(doc, ["B"]) == {"strict_accuracy": 1, "score": {"pred": 1, "ground_truth": "1"}}
+    assert task.process_subset(doc, ["(B)"]) == {"strict_accuracy": 0, "score": {"pred": 1, "ground_truth": "1"}}
+
+
+def test_mlvus_number_is_the_mean_over_types(offline):
+    task = importlib.import_module("lmms_eval_plugin.tasks.bimba_mlvu_dev.task")
+    scores = [("ego", 1), ("ego", 1), ("ego", 0), ("count", 0)]
+    rows = [{"task_type": kind, "score": score} for kind, score in scores]
+    assert task.aggregate_macro(rows) == pytest.approx((2 / 3 + 0) / 2)
+
+
+@pytest.mark.parametrize(("home", "message"), [(None, "HF_HOME is not set"), ("~/hf", "'~/hf', which is not absolute")])
+def test_a_wrong_hf_home_is_named(monkeypatch, home, message):
+    monkeypatch.setenv("HF_HOME", home or "unset by the test")
+    if home is None:
+        monkeypatch.delenv("HF_HOME")
+    with pytest.raises(BimbaError, match=message):
+        stock_utils("mlvu")
+
+
+@pytest.mark.parametrize(
+    ("answer", "index"), [("A", 0), ("E.", 4), ("b", 1), ("F", -1), ("", -1), ("AB", -1), ("(A)", -1)]
+)
+def test_answers_for_kaggle(answer, index):
+    assert answer_index(answer) == index
+
+
+def sample(uid="u", answer="A"):
+    return {"submission": {uid: 3}, "filtered_resps": answer}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "does not hold EgoSchema answers"),
+        ("a.json", json.dumps({"samples": []}), "0 answers to 0 questions"),
+        ("a.json", json.dumps([1]), "does not hold EgoSchema answers"),
+        ("a.jsonl", json.dumps({"doc": 1}), "does not hold EgoSchema answers"),
+        ("a.jsonl", f"{json.dumps(sample())}\n{json.dumps(sample())}\n", "2 answers to 1 questions"),
+    ],
+)
+def test_files_that_hold_no_answers_are_named(tmp_path, capsys, name, content, message):
+    (tmp_path / name).write_text(content)
+    assert cli.main(["egoschema-submission", str(tmp_path / name), str(tmp_path / "s.csv")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(tmp_path / name) in error
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_samples_of_both_writers_are_read_alike(tmp_path):
+    rows = [sample("u", "B"), sample("v", "no idea")]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    lists = [{**row, "filtered_resps": [row["filtered_resps"]]} for row in rows]
+    (tmp_path / "a.json").write_text(json.dumps({"task": "bimba_egoschema", "samples": lists}))
+    assert read_predictions(tmp_path / "a.jsonl") == read_predictions(tmp_path / "a.json") == {"u": 1, "v": -1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["missing.jsonl", "s.csv"], "is not a file"), (["missing.jsonl", "s.txt"], "ends in .csv")],
+)
+def test_wrong_names_are_user_errors(capsys, arguments, message):
+    assert cli.main(["egoschema-submission", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+RESULTS = {
+    "results": {"a": {"m,none": 0.5, "chance,none": 0.25}, "b": {"m,none": 1.0}},
+    "samples": {"a": [{"m": 1.0}, {"m": 0.0}], "b": [{"m": 1.0}]},
+}
+
+
+def test_scores_of_some_tasks_with_a_chance_of_their_own():
+    (score,) = harness_scores(RESULTS, "m", "chance", ["a"])
+    assert (score.task, score.accuracy, score.chance, score.n) == ("a", 0.5, 0.25, 2)
+    with pytest.raises(BimbaError, match="'b' has no metric 'chance'"):
+        harness_scores(RESULTS, "m", "chance")
+    with pytest.raises(BimbaError, match="0 answers and no metric 'm' for task 'c'"):
+        harness_scores(RESULTS, "m", 0.25, ["c"])
+
+
+def test_the_published_number_stands_beside_the_found_one():
+    entry = {"published": 64.67, "metric": "m", "num_frames": 64, "found": 50.0}
+    assert compare(RESULTS, "a", 64.67, "m", 64) == entry
+    assert compare(RESULTS, "a", 71.14, None, 64)["found"] is None
+    with pytest.raises(BimbaError, match="no metric 'x'"):
+        compare(RESULTS, "a", 1.0, "x", 64)
+    with pytest.raises(BimbaError, match="no answers for task 'c'"):
+        compare(RESULTS, "c", 1.0, None, 64)
