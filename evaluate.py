@@ -96,7 +96,11 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
 
 
 def evaluate(config: DictConfig) -> None:
-    """Runs benchmarks, prints their table, and writes ``results.json``, ``summary.json``, ``samples/`` and a table."""
+    """Runs benchmarks, prints their table, and writes ``results.json``, ``summary.json``, ``samples/`` and a table.
+
+    Each answer is kept in ``journal/`` as soon as it is there: the same command with the same ``output_dir`` goes on
+    where a killed one was.
+    """
     rows, folder = benchmark_rows(config), Path(config.output_dir)
     provide_data(config, folder)  # before the first import that reads HF_HOME
     from lmms_eval.utils import handle_non_serializable
@@ -123,6 +127,7 @@ def evaluate(config: DictConfig) -> None:
         base=config.base,
         short_videos=config.short_videos,
         batch_size=config.batch_size,
+        journal=str(folder / "journal"),
     )
     results = run_harness(model, config)
     # A row's tasks may be groups, whose members only the harness knows; rows gathered in one run name single tasks.
@@ -146,6 +151,8 @@ def evaluate(config: DictConfig) -> None:
         "limit": config.limit,
         "published": published,
         "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in scores},
+        "complete": not model.incomplete,
+        "resumed_answers": model.resumed,
         "unreadable_videos": model.unreadable,
         "short_videos": {"handled": config.short_videos, "repeated": len(model.short)},
     }
