@@ -98,8 +98,10 @@ def give_back_freed_memory() -> None:
 
 
 def treat_freed_memory_as_usual() -> None:
-    """Before times are measured: as glibc's own threshold ends up."""
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**25)
+    """Before times are measured: where glibc's own thresholds end up after large tensors were freed."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**26)
 
 
 def extra_memory_mib(run: Callable[[], object]) -> tuple[float, float]:
