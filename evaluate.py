@@ -137,7 +137,14 @@ def evaluate(config: DictConfig) -> None:
         if row.metric is not None
         for score in harness_scores(results, row.metric, row.chance, row.tasks if len(rows) > 1 else None)
     ]
-    published = {task: compare(results, task, **entry) for row in rows for task, entry in row.published.items()}
+    published = {
+        task: {
+            **compare(results, task, **entry),
+            "found_num_frames": config.num_frames or results["configs"][task]["generation_kwargs"]["num_frames"],
+        }
+        for row in rows
+        for task, entry in row.published.items()
+    }
 
     for task, samples in results.pop("samples").items():
         write_json(folder / "samples" / f"{task}.json", {"task": task, "samples": samples}, handle_non_serializable)

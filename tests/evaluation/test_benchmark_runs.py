@@ -76,9 +76,12 @@ def test_prompts_are_the_published_ones_byte_for_byte(run, task):
 
 @pytest.mark.parametrize("task", METRICS)
 def test_generation_is_as_published(run, task):
-    config = results(run)["configs"][task]
-    assert config["generation_kwargs"] == {"max_new_tokens": 4096, "do_sample": False, "until": []}
-    assert config["metadata"]["num_frames"] == (128 if task == "vnbench" else 64)
+    assert results(run)["configs"][task]["generation_kwargs"] == {
+        "max_new_tokens": 4096,
+        "do_sample": False,
+        "until": [],
+        "num_frames": 128 if task == "vnbench" else 64,
+    }
 
 
 @pytest.mark.parametrize("task", ANSWERS)
@@ -117,8 +120,7 @@ def test_videos_are_those_the_harness_unpacked(run):
     assert list((run.home / "datasets/longvideobench/videos").glob("*.mp4"))
 
 
-def test_the_number_of_frames_reaches_the_model(offline):
-    """The harness copies a task's metadata to every request."""
+def test_requests_carry_frames_video_and_words(offline):
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     from lmms_eval_plugin.manifest import TASKS_FOLDER
@@ -128,7 +130,7 @@ def test_the_number_of_frames_reaches_the_model(offline):
     assert set(tasks) == SUITE
     for name, task in tasks.items():
         task.build_all_requests()
-        frames = {instance.metadata["num_frames"] for instance in task.instances}
+        frames = {instance.args[2]["num_frames"] for instance in task.instances}
         assert frames == {128 if name == "vnbench" else 64}, name
         for instance in task.instances:
             (message,) = instance.args[1](task.dataset[instance.args[5]][instance.args[3]])
@@ -163,7 +165,8 @@ def test_evaluate_compares_all_seven_with_the_published_table(evaluate, run, tmp
     assert summary["tasks"]["bimba_longvideobench_val_v"]["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 5) / 3)
     assert {task: entry["published"] for task, entry in summary["published"].items()} == PUBLISHED
     for task, entry in summary["published"].items():
-        assert entry["num_frames"] == results(run)["configs"][task]["metadata"]["num_frames"]
+        assert entry["num_frames"] == results(run)["configs"][task]["generation_kwargs"]["num_frames"]
+        assert entry["found_num_frames"] == 4
         if task == "bimba_egoschema":
             assert entry["found"] is None
         else:
@@ -173,6 +176,19 @@ def test_evaluate_compares_all_seven_with_the_published_table(evaluate, run, tmp
     assert "| bimba_egoschema | 71.14 | elsewhere | submission |" in table
     macro = found["bimba_mlvu_dev"]["strict_macro,none"]
     assert f"| bimba_mlvu_dev | 71.37 | {100 * macro:.2f} | strict_macro |" in table
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "task", "num_frames"), [("videomme", "bimba_videomme", 64), ("vnbench", "vnbench", 128)]
+)
+def test_videos_are_read_with_the_published_number_of_frames(evaluate, tmp_path, benchmark, task, num_frames):
+    """Unless a number is asked for; bimba-tiny makes twenty tokens of a frame."""
+    summary = evaluate(f"benchmark={benchmark}", "num_frames=null", "limit=1")
+    (sample,) = json.loads((tmp_path / f"out/samples/{task}.json").read_text())["samples"]
+    words = len(sample["arguments"][0].encode())
+    tokens = sample["token_counts"][0]["input_tokens"]
+    assert 20 * num_frames < tokens < 20 * num_frames + words
+    assert summary["published"][task]["found_num_frames"] == summary["published"][task]["num_frames"] == num_frames
 
 
 def test_evaluate_without_a_score_still_writes_the_submission(evaluate, tmp_path):
