@@ -225,8 +225,8 @@ class Bimba(lmms):
             _, doc_to_messages, gen_kwargs, doc_id, task, split = instance.args
             try:
                 messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
-            except SystemExit as stop:  # how the harness's own tasks say that a video is missing
-                missing[str(stop.code)] = None
+            except (SystemExit, FileNotFoundError) as absent:  # how the harness's own tasks say that a video is missing
+                missing[str(absent.code if isinstance(absent, SystemExit) else absent)] = None
                 continue
             question, stops = self._question(messages, f"Task {task}, document {doc_id}", gen_kwargs)
             if not os.path.isfile(question.video):
