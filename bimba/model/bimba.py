@@ -287,7 +287,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ]
         return input_ids, expanded
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # videos and images are ours
+    def prepare_inputs_for_generation(  # type: ignore[override, unused-ignore]  # videos and images are ours; as of 5.24 it may
         self,
         input_ids: torch.LongTensor,
         inputs_embeds: Tensor | None = None,  # by name, or transformers refuses generate(inputs_embeds=...)
@@ -301,7 +301,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "the rest of the ids with an attention_mask over both."
             )
         media = {name: kwargs.pop(name, None) for name in MEDIA}
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc, unused-ignore]
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
         # Once the cache holds videos and images, only new tokens pass the model.
