@@ -50,13 +50,11 @@ from measure import (
     copy_s,
     exponentials_s,
     extra_memory_mib,
-    give_back_freed_memory,
     header,
     keep_freed_memory,
     matrix_product_s,
     median_seconds,
     milliseconds,
-    treat_freed_memory_as_usual,
 )
 from original import OriginalsWay
 from torch import Tensor, nn
@@ -128,7 +126,6 @@ def main(argv: list[str] | None = None) -> int:
 
         return gpu.main(options.frames or [64, 256], options.hidden_size or 3584, options.repeats)
     torch.set_num_threads(options.threads)
-    give_back_freed_memory()
     options.frames = options.frames or [8, 16, 32, 64, 128]
     options.hidden_size = options.hidden_size or 128
     candidates = layers(options.hidden_size, getattr(torch, options.dtype))
@@ -150,7 +147,6 @@ def measure(candidates: dict[str, Layer], options: argparse.Namespace) -> Result
     first: dict[int, dict[str, tuple[float, float]]] = {}  # MiB, seconds
     for frames in options.frames:
         first[frames] = {name: extra_memory_mib(call) for name, call in calls(candidates, frames, options).items()}
-    treat_freed_memory_as_usual()
     if options.keep_memory:
         keep_freed_memory()
     results: Results = {name: {} for name in candidates}

@@ -19,7 +19,7 @@ from bimba.ops.extension import build
 from bimba.ops.selective_scan import cpp
 
 SLOW_S = 5.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def header() -> str:
@@ -88,24 +88,12 @@ def median_seconds(
     return {name: statistics.median(times) for name, times in times_s.items()}
 
 
-def give_back_freed_memory() -> None:
-    """From here on every tensor is given back to the system when it is freed; call it first, to measure memory.
-
-    Otherwise those below 32 MiB come to lie in the heap, where what outlives its neighbours keeps their memory in the
-    process, as much as the order of calls has it.
-    """
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)
-
-
-def treat_freed_memory_as_usual() -> None:
-    """Before times are measured: where glibc's own thresholds end up after large tensors were freed."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**26)
-
-
 def extra_memory_mib(run: Callable[[], object]) -> tuple[float, float]:
-    """How far the process grows during one call, in MiB, and the seconds of that call."""
+    """How far the process grows during one call, in MiB, and the seconds of that call.
+
+    glibc lets tensors below 32 MiB lie in its heap, where what outlives its neighbours keeps their memory too, as much
+    as the order of calls has it. With MALLOC_MMAP_THRESHOLD_=65536 in the environment it does not; times then suffer.
+    """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed counts as not there
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far

@@ -27,12 +27,10 @@ from measure import (
     copy_s,
     exponentials_s,
     extra_memory_mib,
-    give_back_freed_memory,
     header,
     keep_freed_memory,
     median_seconds,
     milliseconds,
-    treat_freed_memory_as_usual,
 )
 from torch import Tensor
 
@@ -57,7 +55,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep-memory", action="store_true", help="time with memory that is never given back")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    give_back_freed_memory()
 
     inputs = make_inputs(options.batch, options.channels, options.states, options.length)
     index = torch.linspace(0, options.length - 1, min(options.queries, options.length)).long().unique()
@@ -78,7 +75,6 @@ def main(argv: list[str] | None = None) -> int:
     memory_mib, known_s = {}, {}
     for name, one in runs.items():
         memory_mib[name], known_s[name] = extra_memory_mib(one)
-    treat_freed_memory_as_usual()
     if options.keep_memory:
         keep_freed_memory()
         known_s = {}  # what was slow has to be timed with that, too
