@@ -37,7 +37,7 @@ from bimba.inference.fingerprint import fingerprint
 from bimba.inference.schedule import WORKERS, Question, Work, answer_each
 from bimba.inference.source import Loaded, VideoKey, identify
 from bimba.inference.store import TokenStore
-from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.bimba import CACHE, BimbaForConditionalGeneration
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError, SequenceTooLongError, ShortVideos, VideoDecodeError
 
@@ -272,7 +272,7 @@ class VideoQA:
         language_model = self.model.language_model
         prefix = DynamicCache(config=language_model.config)
         embeddings = self.model.embed(prefix_ids[None].to(self.model.device), [tokens], [])
-        language_model(inputs_embeds=embeddings, past_key_values=prefix, use_cache=True, logits_to_keep=1)
+        language_model(inputs_embeds=embeddings, **{CACHE: prefix}, use_cache=True, logits_to_keep=1)
         return EncodedVideo(self, tokens, prefix_ids, prefix, num_frames)
 
     def _tokenize(self, question: str, num_video_tokens: int) -> Tensor:
@@ -359,7 +359,7 @@ class EncodedVideo:
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
             # Beams would multiply the cached prefix in place, so they read the whole prompt anew.
-            past_key_values=self.prefix if sampling.get("num_beams", 1) == 1 else None,
+            **{CACHE: self.prefix if sampling.get("num_beams", 1) == 1 else None},
             generation_config=config,
             **others,
         )[0]
@@ -381,7 +381,7 @@ class EncodedVideo:
         embeddings = self._prepare(multiple_choice(question, bare_options(options)), new_tokens=1)
         logits = self.engine.model.language_model(
             inputs_embeds=embeddings[:, len(self.prefix_ids) :],
-            past_key_values=self.prefix,
+            **{CACHE: self.prefix},
             use_cache=True,
             logits_to_keep=1,
         ).logits[0, -1]

@@ -5,6 +5,7 @@ A transformers model: ``save_pretrained``, ``from_pretrained``, ``generate``, Lo
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,8 @@ from bimba.model.vision import patch_features
 from bimba.types import BimbaError
 
 PixelValues = Tensor | list[Tensor]  # (V, T, 3, height, width), or V tensors of (T, 3, height, width)
+# What transformers calls the argument for keys and values: "cache" from 5.24 on, "past_key_values" before.
+CACHE = "cache" if "cache" in inspect.signature(Qwen2ForCausalLM.forward).parameters else "past_key_values"
 MEDIA = ("pixel_values_videos", "pixel_values_images", "image_sizes")  # forward's arguments, one item per medium each
 
 
@@ -59,7 +62,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     model_tags = ["bimba", "video-text-to-text", "arxiv:2503.09590"]  # of what push_to_hub uploads
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer", "MambaBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _keep_in_fp32_modules_strict = [rf"\.mixer\.{name}$" for name in IN_FLOAT32]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -104,6 +107,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values_images: Sequence[Tensor] | None = None,
         image_sizes: Sequence[ImageSize] | None = None,
         inputs_embeds: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -121,32 +125,35 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (``BimbaProcessor.image_tiles``).
             image_sizes: (width, height) of each image before it was cut into tiles.
             inputs_embeds: (B, L, C) instead of ``input_ids``, the tokens of videos and images already in place.
-            past_key_values: keys and values of what stands before ``input_ids``; unless that is nothing, placeholders
-                count as such only where pixels come with them.
+            cache: keys and values of what stands before ``input_ids``; unless that is nothing, placeholders count as
+                such only where pixels come with them.
+            past_key_values: the same, by the name that transformers gives it before 5.24.
             labels: (B, L) int64, -100 = not trained on.
 
         Returns:
-            ``loss`` (mean over the labelled tokens), ``logits`` (B, L, vocabulary), ``past_key_values``.
+            ``loss`` (mean over the labelled tokens), ``logits`` (B, L, vocabulary), and the cache, which
+            transformers 5.24 calls ``cache`` and older ones ``past_key_values``.
 
         Raises:
             BimbaError: placeholders and videos or images do not match, or pixels have a wrong shape.
         """
+        cache = past_key_values if cache is None else cache
         if inputs_embeds is None:
             if input_ids is None:
                 raise BimbaError("The model was called with neither input_ids nor inputs_embeds; give one of them.")
             videos = [] if pixel_values_videos is None else self.encode_videos(pixel_values_videos)
             images = [] if pixel_values_images is None else self.encode_images(pixel_values_images, image_sizes)
             # A model can write a placeholder: after a cached beginning and without pixels it is a token like any other.
-            if videos or images or past_key_values is None or not past_key_values.get_seq_length():
+            if videos or images or cache is None or not cache.get_seq_length():
                 inputs_embeds = self.embed(input_ids, videos, images)
             else:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             labels=labels,
             logits_to_keep=logits_to_keep,
+            **{CACHE: cache},
             **kwargs,
         )
 

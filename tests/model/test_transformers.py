@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from bimba.checkpoint import load_pretrained, save_pretrained
-from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.bimba import CACHE, BimbaForConditionalGeneration
 from bimba.model.config import BimbaConfig
 from bimba.model.mamba import IN_FLOAT32, cast
 from bimba.model.processor import BimbaProcessor
@@ -207,7 +207,7 @@ def prefilled(parts):
     cache = DynamicCache(config=model.config.text_config)
     ids = prompt(processor, "?")[:, : prefix_length(processor)]
     with torch.no_grad():
-        model(input_ids=ids, pixel_values_videos=[video()], past_key_values=cache, use_cache=True)
+        model(input_ids=ids, pixel_values_videos=[video()], **{CACHE: cache}, use_cache=True)
     return cache
 
 
@@ -218,7 +218,7 @@ def test_a_prefilled_cache_is_gone_on_from(parts, prefilled, given):
     expected = model.generate(input_ids=whole, pixel_values_videos=[video()], **GREEDY)[0, whole.shape[1] :]
     ids = whole[:, prefix_length(processor) :] if given == "the rest" else whole
     mask = torch.ones_like(whole)
-    answer = model.generate(input_ids=ids, attention_mask=mask, past_key_values=prefilled, **GREEDY)
+    answer = model.generate(input_ids=ids, attention_mask=mask, **{CACHE: prefilled}, **GREEDY)
     assert torch.equal(answer[0, ids.shape[1] :], expected)
 
 
@@ -226,7 +226,7 @@ def test_the_rest_without_a_mask_over_the_cache_is_refused(parts, prefilled):
     model, processor = parts
     rest = prompt(processor, "Who?")[:, prefix_length(processor) :]
     with pytest.raises(BimbaError, match=rf"4 input_ids .* a cache of {prefix_length(processor)} positions.*mask"):
-        model.generate(input_ids=rest, past_key_values=prefilled, **GREEDY)
+        model.generate(input_ids=rest, **{CACHE: prefilled}, **GREEDY)
 
 
 class Say(LogitsProcessor):
@@ -253,9 +253,9 @@ def test_a_generated_placeholder_is_a_token_like_any_other(parts):
     assert output.sequences[0, ids.shape[1] :].tolist() == [placeholder] * 6
 
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
         embedding = model.get_input_embeddings()(torch.tensor([[placeholder]]))
-        expected = model(inputs_embeds=embedding, past_key_values=cache).logits
+        expected = model(inputs_embeds=embedding, **{CACHE: cache}).logits
     torch.testing.assert_close(output.logits[1], expected[:, -1], rtol=1e-5, atol=1e-5)
 
 
