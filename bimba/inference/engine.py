@@ -15,24 +15,21 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from bimba.checkpoint import load_pretrained
 from bimba.checkpoint.devices import resolve_device, resolve_dtype
-from bimba.data.prompt import multiple_choice, open_ended, with_medium
+from bimba.data.prompt import with_medium
 from bimba.data.tokenize import tokenize_prompt
 from bimba.data.transform import frames_to_pixels
 from bimba.data.video import read_frames
-from bimba.inference.answer import Choice, Generation, bare_options, choice_from_logits, letter_token_ids
+from bimba.inference.answer import Generation
 from bimba.inference.cache import LRUCache
+from bimba.inference.encoded import EncodedVideo
 from bimba.inference.fingerprint import fingerprint
 from bimba.inference.schedule import WORKERS, Question, Work, answer_each
 from bimba.inference.source import Loaded, VideoKey, identify
@@ -42,18 +39,6 @@ from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError, SequenceTooLongError, ShortVideos, VideoDecodeError
 
 CACHE_BYTES = 2 * 1024**3  # two or three 64-frame videos of the 7B model, thousands of the tiny one
-MAX_NEW_TOKENS = 256
-END_OF_TURN = "<|im_end|>"
-# Greedy, as the original evaluates, whatever the checkpoint's generation_config says; None is transformers' default.
-_UNLESS_ASKED = {
-    "do_sample": False,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "max_length": None,  # max_new_tokens says it
-}
 
 
 class VideoQA:
@@ -238,7 +223,7 @@ class VideoQA:
         num_frames = self.num_frames if num_frames is None else num_frames
         if num_frames < 1:
             raise BimbaError(f"num_frames is {num_frames}; expected 1 or more.")
-        self._check_length(self.processor.num_video_tokens(num_frames), num_frames)
+        self.check_length(self.processor.num_video_tokens(num_frames), num_frames)
         return num_frames
 
     def check_prompt(self, prompt: str, num_frames: int | None = None, new_tokens: int | None = None) -> None:
@@ -249,8 +234,8 @@ class VideoQA:
             SequenceTooLongError: video, prompt and answer are longer than the model takes.
         """
         num_frames = self._checked(num_frames)
-        ids = self._tokenize(prompt, self.processor.num_video_tokens(num_frames))
-        self._check_length(len(ids), num_frames, new_tokens or 1)
+        ids = self.tokenize(prompt, self.processor.num_video_tokens(num_frames))
+        self.check_length(len(ids), num_frames, new_tokens or 1)
 
     @torch.inference_mode()
     def encode_pixels(self, pixel_values: Tensor) -> EncodedVideo:
@@ -265,9 +250,9 @@ class VideoQA:
     @torch.inference_mode()
     def _prefill(self, tokens: Tensor, num_frames: int) -> EncodedVideo:
         """The language model's pass over (tokens, C) tokens of a video and what stands before them."""
-        self._check_length(len(tokens), num_frames)
-        # Any question gives the same ids up to the last video token; Prompt.prefix_length relies on it.
-        prompt = self._tokenize("?", len(tokens))
+        self.check_length(len(tokens), num_frames)
+        # Any question gives the same ids up to the last video token; EncodedVideo relies on it.
+        prompt = self.tokenize("?", len(tokens))
         prefix_ids = prompt[: int(torch.nonzero(prompt == self.processor.video_token_id).max()) + 1]
         language_model = self.model.language_model
         prefix = DynamicCache(config=language_model.config)
@@ -275,7 +260,7 @@ class VideoQA:
         language_model(inputs_embeds=embeddings, **{CACHE: prefix}, use_cache=True, logits_to_keep=1)
         return EncodedVideo(self, tokens, prefix_ids, prefix, num_frames)
 
-    def _tokenize(self, question: str, num_video_tokens: int) -> Tensor:
+    def tokenize(self, question: str, num_video_tokens: int) -> Tensor:
         """(L,) ids of a one-turn prompt about one video, on the CPU."""
         if not question.strip():
             raise BimbaError("The question is empty; give the text of a question.")
@@ -283,7 +268,12 @@ class VideoQA:
         conversation = [{"from": "human", "value": asked}]
         return tokenize_prompt(conversation, self.processor.tokenizer, [num_video_tokens])
 
-    def _check_length(self, num_tokens: int, num_frames: int, new_tokens: int = 0) -> None:
+    def check_length(self, num_tokens: int, num_frames: int, new_tokens: int = 0) -> None:
+        """Whether so many tokens, of which a video of ``num_frames`` makes most, fit into the language model.
+
+        Raises:
+            SequenceTooLongError: with those still to come they do not.
+        """
         if num_tokens + new_tokens > self.max_length:
             answer = f" and {new_tokens} for the answer" if new_tokens else ""
             raise SequenceTooLongError(
@@ -291,112 +281,3 @@ class VideoQA:
                 f"{self.max_length}. Use fewer frames"
                 + (", a shorter question or a smaller max_new_tokens." if new_tokens else ".")
             )
-
-
-@dataclass
-class EncodedVideo:
-    """A video as the language model has read it. Made by :meth:`VideoQA.encode`; not for use by two threads at once.
-
-    Attributes:
-        tokens: (tokens, C) what the language model reads of the video.
-        prefix_ids: (P,) ids of everything before the question.
-        prefix: the language model's keys and values of those P positions.
-        num_frames: how many frames were sampled.
-    """
-
-    engine: VideoQA
-    tokens: Tensor
-    prefix_ids: Tensor
-    prefix: DynamicCache
-    num_frames: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the tokens and the keys and values take."""
-        states = [state for layer in self._layers() for state in (layer.keys, layer.values) if state is not None]
-        return int(self.tokens.nbytes) + sum(int(state.nbytes) for state in states)
-
-    def ask(self, question: str, max_new_tokens: int | None = None, *, short: bool = False) -> str:
-        """The answer in words, greedily decoded.
-
-        Args:
-            max_new_tokens: None is 256, or as many as the model's limit leaves room for.
-            short: asks for a single word or phrase, with the words that the models were trained with.
-
-        Raises:
-            BimbaError: an empty question.
-            SequenceTooLongError: prompt and answer are longer than the model takes.
-        """
-        return self.generate(open_ended(question) if short else question, max_new_tokens).text
-
-    @torch.inference_mode()
-    def generate(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> Generation:
-        """The model's words after a prompt, which stands after the video as it is.
-
-        Args:
-            max_new_tokens: as for :meth:`ask`.
-            sampling: handed to transformers' ``generate`` (``do_sample``, ``temperature``, ``num_beams``, ...). Without
-                it the answer is greedy; a repetition penalty of the checkpoint's ``generation_config`` always holds.
-        """
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise BimbaError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
-        embeddings = self._prepare(prompt, new_tokens=max_new_tokens or 1)
-        if max_new_tokens is None:
-            max_new_tokens = min(MAX_NEW_TOKENS, self.engine.max_length - embeddings.shape[1])
-        model, tokenizer = self.engine.model, self.engine.processor.tokenizer
-        end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        config = deepcopy(model.generation_config)
-        settings = {
-            **_UNLESS_ASKED,
-            "max_new_tokens": max_new_tokens,
-            "eos_token_id": end,
-            "pad_token_id": end,
-            "suppress_tokens": [model.config.video_token_id, model.config.image_token_id],  # placeholders, never words
-            **sampling,
-        }
-        others = config.update(**settings)  # what is no setting of a GenerationConfig, such as a streamer
-        ids = model.language_model.generate(
-            inputs_embeds=embeddings,
-            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
-            # Beams would multiply the cached prefix in place, so they read the whole prompt anew.
-            **{CACHE: self.prefix if sampling.get("num_beams", 1) == 1 else None},
-            generation_config=config,
-            **others,
-        )[0]
-        text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return Generation(text, prompt_tokens=embeddings.shape[1], new_tokens=len(ids))
-
-    @torch.inference_mode()
-    def choose(self, question: str, options: Sequence[str]) -> Choice:
-        """The likeliest of 2 to 5 options, by the probability of its letter as the first word of the answer.
-
-        Args:
-            options: option texts, with or without their letters ("A. red" or "red").
-
-        Raises:
-            BimbaError: an empty question, or too few or too many options.
-            SequenceTooLongError: the prompt is longer than the model takes.
-        """
-        letter_ids = letter_token_ids(self.engine.processor.tokenizer, len(options))
-        embeddings = self._prepare(multiple_choice(question, bare_options(options)), new_tokens=1)
-        logits = self.engine.model.language_model(
-            inputs_embeds=embeddings[:, len(self.prefix_ids) :],
-            **{CACHE: self.prefix},
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[0, -1]
-        return choice_from_logits(logits, letter_ids)
-
-    def _layers(self) -> list[DynamicLayer]:
-        """The cache, layer by layer; every layer of Qwen2's is a DynamicLayer."""
-        return [layer for layer in self.prefix.layers if isinstance(layer, DynamicLayer)]
-
-    def _prepare(self, prompt: str, new_tokens: int) -> Tensor:
-        """(1, L, C) embeddings of the whole prompt; the cache is left holding the prefix alone."""
-        ids = self.engine._tokenize(prompt, len(self.tokens))
-        self.engine._check_length(len(ids), self.num_frames, new_tokens)
-        # Rewound before use, not after, and each layer by what it holds: an interrupted answer leaves layers of
-        # different lengths behind, and must do no harm to the next one.
-        for layer in self._layers():
-            layer.crop(len(self.prefix_ids) - layer.get_seq_length())
-        return self.engine.model.embed(ids[None].to(self.tokens.device), [self.tokens], [])
