@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)")
     ask.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
     ask.add_argument("--temporal-pooling", type=int, metavar="N", help="override the checkpoint's")
-    ask.add_argument("--options", nargs="+", metavar="OPTION", help="2 to 5 options to choose from, for every question")
+    ask.add_argument("--options", nargs="+", metavar="OPTION", help="2 to 26 options to choose from, for all questions")
     ask.add_argument("--short", action="store_true", help="ask for a single word or phrase")
     ask.add_argument("--frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's number)")
     ask.add_argument(

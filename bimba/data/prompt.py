@@ -8,16 +8,14 @@ were made with (``llava/eval/infer.py:60-97`` of the original).
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable, Sequence
 
 from bimba.types import BimbaError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 MEDIUM_TAG = "<image>"  # LLaVA's placeholder for a video or an image in a conversation
-LETTERS = "ABCDE"
-
-# The Oxford comma at five options, and its absence below, are the original's.
-_LETTER_LISTS = {2: "(A or B)", 3: "(A, B or C)", 4: "(A, B, C or D)", 5: "(A, B, C, D, or E)"}
+LETTERS = string.ascii_uppercase
 
 
 def multiple_choice(question: str, options: Sequence[str]) -> str:
@@ -25,12 +23,12 @@ def multiple_choice(question: str, options: Sequence[str]) -> str:
 
     Args:
         question: the question, one or more lines.
-        options: 2 to 5 option texts *without* their letters.
+        options: 2 to 26 option texts *without* their letters.
 
     Raises:
         BimbaError: for any other number of options, or an empty question.
     """
-    _check_number(options)
+    check_number(len(options))
     return multiple_choice_lines(question, [f"{letter}. {option}" for letter, option in zip(LETTERS, options)])
 
 
@@ -38,25 +36,36 @@ def multiple_choice_lines(question: str, lines: Sequence[str]) -> str:
     """The same prompt for a data set whose options bring their letters: the lines stay as they are, byte for byte.
 
     Args:
-        lines: 2 to 5 options such as "A. Apples.".
+        lines: 2 to 26 options such as "A. Apples.".
 
     Raises:
         BimbaError: for any other number of options, or an empty question.
     """
     if not question.strip():
         raise BimbaError("The question is empty; give the text of a question.")
-    _check_number(lines)
+    check_number(len(lines))
     return (
         "Select the best answer to the following multiple-choice question based on the video. "
-        f"Respond with only the letter {_LETTER_LISTS[len(lines)]} of the correct option.\n"
+        f"Respond with only the letter {_letter_list(len(lines))} of the correct option.\n"
         + "\n".join([question, *lines])
         + "\nThe best answer is:"
     )
 
 
-def _check_number(options: Sequence[str]) -> None:
-    if len(options) not in _LETTER_LISTS:
-        raise BimbaError(f"Got {len(options)} options; a multiple-choice question takes 2 to 5.")
+def check_number(num_options: int) -> None:
+    """Whether a question may have so many options.
+
+    Raises:
+        BimbaError: there is nothing to choose, or not a letter for each.
+    """
+    if not 2 <= num_options <= len(LETTERS):
+        raise BimbaError(f"Got {num_options} options; a multiple-choice question takes 2 to {len(LETTERS)}.")
+
+
+def _letter_list(number: int) -> str:
+    """The Oxford comma at five options, and its absence below, are the original's; it never asks about more."""
+    comma = "," if number > 4 else ""
+    return f"({', '.join(LETTERS[: number - 1])}{comma} or {LETTERS[number - 1]})"
 
 
 def open_ended(question: str) -> str:

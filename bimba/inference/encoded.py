@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -64,7 +64,7 @@ class EncodedVideo:
     @property
     def num_bytes(self) -> int:
         """Memory that the tokens and the keys and values take."""
-        states = [state for layer in self._layers() for state in (layer.keys, layer.values) if state is not None]
+        states = [state for layer in self._layers() for state in _states(layer)]
         return int(self.tokens.nbytes) + sum(int(state.nbytes) for state in states)
 
     def ask(self, question: str, max_new_tokens: int | None = None, *, short: bool = False) -> str:
@@ -89,13 +89,120 @@ class EncodedVideo:
             sampling: handed to transformers' ``generate`` (``do_sample``, ``temperature``, ``num_beams``, ...). Without
                 it the answer is greedy; a repetition penalty of the checkpoint's ``generation_config`` always holds.
         """
+        (ids,) = self._tokenize([prompt], max_new_tokens)
+        embeddings = self._embed(ids)
+        # Beams would multiply the cached prefix in place, so they read the whole prompt anew.
+        prefix = self._rewound() if sampling.get("num_beams", 1) == 1 else None
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        (words,) = self._decode(embeddings, mask, prefix, self._limit(ids, max_new_tokens), sampling)
+        return self._generation(words, len(ids))
+
+    @torch.inference_mode()
+    def generate_batch(
+        self, prompts: Sequence[str], max_new_tokens: int | None = None, **settings: Any
+    ) -> list[Generation]:
+        """What :meth:`generate` answers to each prompt, greedily, from one pass over all of them.
+
+        The prompts are padded on the left, between the video and their first words. In float32 the tokens are those of
+        one prompt at a time. In 16 bits rounding depends on the batch, so a close call may go the other way. Each
+        prompt takes a copy of the video's keys and values.
+
+        Args:
+            max_new_tokens: of each answer, as for :meth:`ask`.
+            settings: as for :meth:`generate`, without beams and drawing by lot.
+
+        Raises:
+            BimbaError: an empty prompt, or settings that a batch cannot keep.
+            SequenceTooLongError: a prompt and its answer are longer than the model takes.
+        """
+        if not batchable(settings):
+            raise BimbaError(
+                f"generate_batch received {settings}; expected greedy decoding. Ask these prompts one at a time."
+            )
+        prompt_ids = self._tokenize(prompts, max_new_tokens)
+        length, start = max(map(len, prompt_ids)), len(self.prefix_ids)
+        embeddings = torch.zeros(
+            (len(prompts), length, self.tokens.shape[1]), dtype=self.tokens.dtype, device=self.tokens.device
+        )
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        for row, ids in enumerate(prompt_ids):
+            mask[row, start : start + length - len(ids)] = 0
+            embeddings[row, start + length - len(ids) :] = self._embed(ids)[0, start:]
+        self._rewound()
+        copies = [tuple(state.expand(len(prompts), -1, -1, -1) for state in _states(layer)) for layer in self._layers()]
+        prefix = DynamicCache(copies)  # copies them, so that the video's own stay as they are
+        limits = [self._limit(ids, max_new_tokens) for ids in prompt_ids]
+        answers = self._decode(embeddings, mask, prefix, max(limits), settings)
+        # Greedy words do not depend on where they will end, so a prompt with less room just stops earlier.
+        return [self._generation(words[:limit], len(ids)) for words, limit, ids in zip(answers, limits, prompt_ids)]
+
+    def choose(self, question: str, options: Sequence[str]) -> Choice:
+        """The likeliest of 2 to 26 options, by the probability of its letter as the first word of the answer.
+
+        Args:
+            options: option texts, with or without their letters ("A. red" or "red").
+
+        Raises:
+            BimbaError: an empty question, or too few or too many options.
+            SequenceTooLongError: the prompt is longer than the model takes.
+        """
+        return self.choose_letter(multiple_choice(question, bare_options(options)), len(options))
+
+    @torch.inference_mode()
+    def choose_letter(self, prompt: str, num_options: int) -> Choice:
+        """The likeliest first word of the answer to a prompt, among the letters of so many options.
+
+        Args:
+            prompt: question and options in whatever words; it stands after the video as it is.
+
+        Raises:
+            BimbaError: an empty prompt, or too few or too many options.
+            SequenceTooLongError: the prompt is longer than the model takes.
+        """
+        letter_ids = letter_token_ids(self.engine.processor.tokenizer, num_options)
+        (ids,) = self._tokenize([prompt], 1)
+        logits = self.engine.model.language_model(
+            inputs_embeds=self._embed(ids)[:, len(self.prefix_ids) :],
+            **{CACHE: self._rewound()},
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[0, -1]
+        return choice_from_logits(logits, letter_ids, prompt_tokens=len(ids))
+
+    def _tokenize(self, prompts: Sequence[str], max_new_tokens: int | None) -> list[Tensor]:
+        """(L,) ids of each whole prompt, if they and their answers fit into the model."""
         if max_new_tokens is not None and max_new_tokens < 1:
             raise BimbaError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
-        embeddings = self._prepare(prompt, new_tokens=max_new_tokens or 1)
-        if max_new_tokens is None:
-            max_new_tokens = min(MAX_NEW_TOKENS, self.engine.max_length - embeddings.shape[1])
-        model, tokenizer = self.engine.model, self.engine.processor.tokenizer
-        end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        prompt_ids = [self.engine.tokenize(prompt, len(self.tokens)) for prompt in prompts]
+        for ids in prompt_ids:
+            self.engine.check_length(len(ids), self.num_frames, max_new_tokens or 1)
+        return prompt_ids
+
+    def _limit(self, ids: Tensor, max_new_tokens: int | None) -> int:
+        """How many tokens the answer to a prompt may have."""
+        room = min(MAX_NEW_TOKENS, self.engine.max_length - len(ids))
+        return room if max_new_tokens is None else max_new_tokens
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """(1, L, C) embeddings of a whole prompt."""
+        return self.engine.model.embed(ids[None].to(self.tokens.device), [self.tokens], [])
+
+    def _decode(
+        self,
+        embeddings: Tensor,
+        mask: Tensor,
+        prefix: DynamicCache | None,
+        max_new_tokens: int,
+        sampling: Mapping[str, Any],
+    ) -> list[Tensor]:
+        """The ids of each answer, its end of turn included.
+
+        Args:
+            embeddings, mask: (B, L, C), (B, L) of whole prompts.
+            prefix: keys and values of their first positions.
+        """
+        model = self.engine.model
+        end = self.engine.processor.tokenizer.convert_tokens_to_ids(END_OF_TURN)
         config = deepcopy(model.generation_config)
         settings = {
             **_UNLESS_ASKED,
@@ -106,48 +213,47 @@ class EncodedVideo:
             **sampling,
         }
         others = config.update(**settings)  # what is no setting of a GenerationConfig, such as a streamer
-        ids = model.language_model.generate(
+        language_model: Any = model.language_model  # transformers types generate() for a class of its own
+        answers = language_model.generate(
             inputs_embeds=embeddings,
-            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
-            # Beams would multiply the cached prefix in place, so they read the whole prompt anew.
-            **{CACHE: self.prefix if sampling.get("num_beams", 1) == 1 else None},
+            attention_mask=mask,
+            **{CACHE: prefix},
             generation_config=config,
             **others,
-        )[0]
-        text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return Generation(text, prompt_tokens=embeddings.shape[1], new_tokens=len(ids))
+        )
+        ends = torch.as_tensor([] if config.eos_token_id is None else config.eos_token_id, device=answers.device)
+        return [_until(ids, torch.isin(ids, ends)) for ids in answers[: len(embeddings)]]
 
-    @torch.inference_mode()
-    def choose(self, question: str, options: Sequence[str]) -> Choice:
-        """The likeliest of 2 to 5 options, by the probability of its letter as the first word of the answer.
-
-        Args:
-            options: option texts, with or without their letters ("A. red" or "red").
-
-        Raises:
-            BimbaError: an empty question, or too few or too many options.
-            SequenceTooLongError: the prompt is longer than the model takes.
-        """
-        letter_ids = letter_token_ids(self.engine.processor.tokenizer, len(options))
-        embeddings = self._prepare(multiple_choice(question, bare_options(options)), new_tokens=1)
-        logits = self.engine.model.language_model(
-            inputs_embeds=embeddings[:, len(self.prefix_ids) :],
-            **{CACHE: self.prefix},
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[0, -1]
-        return choice_from_logits(logits, letter_ids)
+    def _generation(self, ids: Tensor, prompt_tokens: int) -> Generation:
+        text = str(self.engine.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return Generation(text, prompt_tokens=prompt_tokens, new_tokens=len(ids))
 
     def _layers(self) -> list[DynamicLayer]:
         """The cache, layer by layer; every layer of Qwen2's is a DynamicLayer."""
         return [layer for layer in self.prefix.layers if isinstance(layer, DynamicLayer)]
 
-    def _prepare(self, prompt: str, new_tokens: int) -> Tensor:
-        """(1, L, C) embeddings of the whole prompt; the cache is left holding the prefix alone."""
-        ids = self.engine.tokenize(prompt, len(self.tokens))
-        self.engine.check_length(len(ids), self.num_frames, new_tokens)
-        # Rewound before use, not after, and each layer by what it holds: an interrupted answer leaves layers of
-        # different lengths behind, and must do no harm to the next one.
+    def _rewound(self) -> DynamicCache:
+        """The cache, holding the prefix alone.
+
+        Rewound before use, not after, and each layer by what it holds: an interrupted answer leaves layers of different
+        lengths behind, and must do no harm to the next one.
+        """
         for layer in self._layers():
             layer.crop(len(self.prefix_ids) - layer.get_seq_length())
-        return self.engine.model.embed(ids[None].to(self.tokens.device), [self.tokens], [])
+        return self.prefix
+
+
+def _states(layer: DynamicLayer) -> list[Tensor]:
+    """Keys and values, each (B, heads, L, head size), once there are any."""
+    return [state for state in (layer.keys, layer.values) if state is not None]
+
+
+def batchable(sampling: Mapping[str, Any]) -> bool:
+    """Whether answers so decoded may come from one batch: greedily, so that none depends on what was drawn before."""
+    return not sampling.get("do_sample") and sampling.get("num_beams", 1) == 1 and "streamer" not in sampling
+
+
+def _until(ids: Tensor, is_end: Tensor) -> Tensor:
+    """(L,) ids up to the first end, that included; in a batch padding follows it."""
+    ends = torch.nonzero(is_end)
+    return ids[: int(ends[0]) + 1] if len(ends) else ids

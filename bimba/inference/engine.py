@@ -145,11 +145,12 @@ class VideoQA:
         short_videos: ShortVideos = "error",
         workers: int = WORKERS,
         work: Work | None = None,
+        batch_questions: bool = False,
     ) -> list[Generation | VideoDecodeError]:
         """Answers questions about any number of videos, in their order; each video is decoded and encoded once.
 
-        Tokens are those of one question at a time. ``bimba.inference.schedule.answer_each`` gives each answer as soon
-        as it is there, and has the same arguments.
+        Tokens are those of one question at a time; with ``batch_questions``, in 16 bits, up to rounding.
+        ``bimba.inference.schedule.answer_each`` gives each answer as soon as it is there, and has the same arguments.
 
         Returns:
             An answer for each question; where its video cannot be decoded, the error.
@@ -157,7 +158,10 @@ class VideoQA:
         Raises:
             BimbaError: videos that are missing, all of them named; or what :meth:`EncodedVideo.generate` raises.
         """
-        answers = dict(answer_each(self, questions, short_videos=short_videos, workers=workers, work=work))
+        found = answer_each(
+            self, questions, short_videos=short_videos, workers=workers, work=work, batch_questions=batch_questions
+        )
+        answers = dict(found)
         return [answers[i] for i in range(len(questions))]
 
     def identify(

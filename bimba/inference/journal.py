@@ -99,6 +99,8 @@ class Journal:
             "prompt_tokens": answer.prompt_tokens,
             "new_tokens": answer.new_tokens,
         }
+        if answer.probabilities is not None:
+            line["probabilities"] = answer.probabilities
         self._waiting.append(json.dumps(line, ensure_ascii=False, default=repr).encode() + b"\n")
         self._write()
 
@@ -123,7 +125,8 @@ class Journal:
                 continue
             try:
                 entry = json.loads(line)
-                answer = Generation(entry["text"], entry["prompt_tokens"], entry["new_tokens"])
+                counts = entry["prompt_tokens"], entry["new_tokens"]
+                answer = Generation(entry["text"], *counts, entry.get("probabilities"))
                 self.answers[entry["key"]] = answer
             except (ValueError, KeyError, TypeError):
                 damaged += 1

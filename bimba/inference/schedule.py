@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from bimba.inference.answer import Generation
+from bimba.inference.answer import Choice, Generation
+from bimba.inference.encoded import batchable
 from bimba.inference.readahead import read_ahead
 from bimba.inference.source import Loaded, VideoKey
 from bimba.types import BimbaError, ShortVideos, VideoDecodeError
 
 WORKERS = 2  # videos decoded at a time
+BATCH = 8  # questions in a batch at most: each takes a copy of the video's keys and values
 SHOWN = 10  # names in an error message
 
 
@@ -30,6 +32,8 @@ class Question:
         num_frames: None: the engine's.
         max_new_tokens: None: as for ``EncodedVideo.ask``.
         sampling: as for ``EncodedVideo.generate``; empty is greedy.
+        num_options: the answer is the likeliest of so many letters, as ``EncodedVideo.choose_letter`` finds it; None:
+            the answer is generated.
     """
 
     video: str
@@ -37,6 +41,7 @@ class Question:
     num_frames: int | None = None
     max_new_tokens: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    num_options: int | None = None
 
 
 @dataclass
@@ -67,6 +72,10 @@ class Video(Protocol):
     """What is asked of an ``EncodedVideo``."""
 
     def generate(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> Generation: ...
+    def generate_batch(
+        self, prompts: Sequence[str], max_new_tokens: int | None = None, **settings: Any
+    ) -> list[Generation]: ...
+    def choose_letter(self, prompt: str, num_options: int) -> Choice: ...
 
 
 class Engine(Protocol):
@@ -87,6 +96,7 @@ def answer_each(
     short_videos: ShortVideos = "error",
     workers: int = WORKERS,
     work: Work | None = None,
+    batch_questions: bool = False,
 ) -> Iterator[tuple[int, Generation | VideoDecodeError]]:
     """Answers all questions, video by video.
 
@@ -94,6 +104,8 @@ def answer_each(
         short_videos: what becomes of a video with fewer frames than asked for: "error", or "repeat" some of them.
         workers: how many videos are decoded at a time, ahead of the model.
         work: filled in as the work proceeds.
+        batch_questions: greedy questions about a video that are decoded alike are answered at most ``BATCH`` at a time,
+            as for ``EncodedVideo.generate_batch``.
 
     Yields:
         The position of a question in ``questions`` and its answer, as soon as it is there; if its video cannot be
@@ -113,7 +125,7 @@ def answer_each(
             absent.append(key)
             continue
         work.cached += 1
-        yield from _answer(video, questions, members, work)
+        yield from _answer(video, questions, members, work, batch_questions)
 
     wanted = min(2 * workers, len(absent)) * max(map(engine.loaded_bytes, absent), default=0)
     started = time.perf_counter()
@@ -131,7 +143,7 @@ def answer_each(
             video = engine.encode_loaded(key, loaded)
             del loaded  # or the pixels would stay beside those of the next video
             work.encode_s += time.perf_counter() - encoding
-            yield from _answer(video, questions, groups[key], work)
+            yield from _answer(video, questions, groups[key], work, batch_questions)
             del video
         started = time.perf_counter()
 
@@ -159,19 +171,50 @@ def listing(names: Iterable[str]) -> str:
 
 
 def _answer(
-    video: Video, questions: Sequence[Question], members: Sequence[int], work: Work
+    video: Video, questions: Sequence[Question], members: Sequence[int], work: Work, batch_questions: bool
 ) -> Iterator[tuple[int, Generation]]:
     """The same question asked again has the same answer, unless it is drawn by lot."""
     known: dict[str, Generation] = {}
+    for group in _batches(questions, members) if batch_questions else ([i] for i in members):
+        started = time.perf_counter()
+        # Of those drawn by lot none is the same as another; they come alone.
+        absent = {_same(questions[i]): questions[i] for i in group if _same(questions[i]) not in known}
+        found = _ask(video, list(absent.values()))
+        work.answered += len(found)
+        answers = {**known, **dict(zip(absent, found))}
+        if not questions[group[0]].sampling.get("do_sample"):
+            known = answers
+        work.answer_s += time.perf_counter() - started
+        yield from ((i, answers[_same(questions[i])]) for i in group)
+
+
+def _ask(video: Video, questions: Sequence[Question]) -> list[Generation]:
+    """Answers to one question, or to several that are decoded alike."""
+    if not questions:
+        return []
+    first = questions[0]
+    if first.num_options is not None:
+        choice = video.choose_letter(first.prompt, first.num_options)
+        return [Generation(choice.letter, choice.prompt_tokens, 0, choice.probabilities)]
+    if len(questions) == 1:
+        return [video.generate(first.prompt, first.max_new_tokens, **first.sampling)]
+    return video.generate_batch([q.prompt for q in questions], first.max_new_tokens, **first.sampling)
+
+
+def _batches(questions: Sequence[Question], members: Sequence[int]) -> list[list[int]]:
+    """Questions that are decoded alike, and greedily, at most ``BATCH`` together; every other alone."""
+    alike: dict[str, list[int]] = {}
+    alone = []
     for i in members:
         question = questions[i]
-        same = json.dumps([question.prompt, question.max_new_tokens, dict(question.sampling)], default=repr)
-        started = time.perf_counter()
-        answer = known.get(same)
-        if answer is None:
-            answer = video.generate(question.prompt, question.max_new_tokens, **question.sampling)
-            work.answered += 1
-        if not question.sampling.get("do_sample"):
-            known[same] = answer
-        work.answer_s += time.perf_counter() - started
-        yield i, answer
+        if question.num_options is None and batchable(question.sampling):
+            alike.setdefault(_same(replace(question, prompt="")), []).append(i)
+        else:
+            alone.append([i])
+    return [*(group[i : i + BATCH] for group in alike.values() for i in range(0, len(group), BATCH)), *alone]
+
+
+def _same(question: Question) -> str:
+    """Equal for questions about a video that have the same answer."""
+    asked = [question.prompt, question.max_new_tokens, dict(question.sampling), question.num_options]
+    return json.dumps(asked, default=repr)

@@ -29,10 +29,16 @@ def test_multiple_choice_is_the_published_prompt(case):
     )
 
 
-@pytest.mark.parametrize("count", [0, 1, 6])
+@pytest.mark.parametrize("count", [0, 1, 27])
 def test_number_of_options(count):
-    with pytest.raises(BimbaError, match=f"Got {count} options.*2 to 5"):
+    with pytest.raises(BimbaError, match=f"Got {count} options.*2 to 26"):
         multiple_choice("Which?", ["x"] * count)
+
+
+def test_there_are_letters_for_26_options():
+    lines = multiple_choice("Which?", ["x"] * 26).splitlines()
+    assert "(A, B, C, D, E, F, G, H, I, J, K, L, M, N, O, P, Q, R, S, T, U, V, W, X, Y, or Z)" in lines[0]
+    assert (lines[2], lines[27]) == ("A. x", "Z. x")
 
 
 @pytest.mark.parametrize("ask", [open_ended, lambda question: multiple_choice(question, ["a", "b"])])

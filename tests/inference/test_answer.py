@@ -41,8 +41,8 @@ def test_letters_are_taken_off_only_if_all_options_carry_theirs(options, bare):
 def test_probabilities_are_among_the_letters_only():
     logits = torch.full((10,), 100.0)
     logits[2], logits[5] = 1.0, 1.0 + torch.log(torch.tensor(3.0))
-    choice = choice_from_logits(logits, {"A": 2, "B": 5})
-    assert choice.letter == "B"
+    choice = choice_from_logits(logits, {"A": 2, "B": 5}, prompt_tokens=7)
+    assert (choice.letter, choice.prompt_tokens) == ("B", 7)
     assert choice.probabilities == pytest.approx({"A": 0.25, "B": 0.75})
 
 

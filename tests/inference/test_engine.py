@@ -239,7 +239,7 @@ def test_an_empty_question_is_refused(engine, video_file, question):
         video.choose(question, OPTIONS)
 
 
-@pytest.mark.parametrize("options", [["one"], list("abcdef")])
+@pytest.mark.parametrize("options", [["one"], ["x"] * 27])
 def test_too_few_or_too_many_options_are_refused(engine, video_file, options):
     with pytest.raises(BimbaError, match=f"{len(options)} options"):
         engine.encode(video_file).choose("Which?", options)
