@@ -10,9 +10,7 @@ import os
 import time
 from collections import Counter
 from contextlib import ExitStack
-from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -22,32 +20,20 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from tqdm import tqdm
 
+from bimba.data.prompt import LETTERS
 from bimba.data.video import check_short_videos
-from bimba.inference import Question, VideoQA
-from bimba.inference.answer import Generation, cut_at
+from bimba.inference import VideoQA
+from bimba.inference.answer import Generation, cut_at, letter_token_ids
 from bimba.inference.engine import CACHE_BYTES
 from bimba.inference.fingerprint import fingerprint
 from bimba.inference.journal import Journal, journal_key
 from bimba.inference.schedule import WORKERS, Work, answer_each, listing
 from bimba.inference.store import STORE_BYTES, TokenStore
 from bimba.types import BimbaError, SequenceTooLongError, ShortVideos, VideoDecodeError
+from lmms_eval_plugin.asking import Request, read_question
 from lmms_eval_plugin.deal import deal_by_video, dealt_videos
 
-MAX_NEW_TOKENS = 16  # for tasks that do not say; answers are letters or short phrases
 PADDING = "__padding_only__"  # the harness's mark on requests that only make ranks even
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request of the harness: a question, where the answer ends, and which of the run's questions it is."""
-
-    question: Question
-    stops: list[str]
-    asked: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        return journal_key(self.asked)
 
 
 class Bimba(lmms):
@@ -73,8 +59,11 @@ class Bimba(lmms):
         journal: a folder that keeps each answer; with the same folder a run that was killed goes on where it was.
         token_cache: a folder that keeps the compressed tokens of videos for later runs.
         token_cache_gb: limit of its size.
-        batch_size, max_batch_size: taken because the harness passes them. Questions are answered one at a time, so
-            that an answer never depends on what it was batched with.
+        batch_questions: greedy questions about one video are answered together, in batches (``answer_each``). In 16
+            bits rounding then depends on what a question was batched with, and a close call may go the other way; a run
+            that was killed asks again at most the batch in flight.
+        batch_size, max_batch_size: taken because the harness passes them, and not used: by itself an answer never
+            depends on what it was batched with.
 
     Attributes:
         unreadable: path -> error of each video that could not be decoded.
@@ -99,13 +88,14 @@ class Bimba(lmms):
         journal: str | None = None,
         token_cache: str | None = None,
         token_cache_gb: float = STORE_BYTES / 1024**3,
+        batch_questions: bool = False,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ):
         super().__init__()
         check_short_videos(short_videos)
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
-            logger.info(f"bimba answers one question at a time; batch size {batch_size} is not used.")
+            logger.info(f"Batch size {batch_size} is not used; batch_questions batches the questions of a video.")
         self.engine = VideoQA.from_pretrained(
             pretrained,
             device=device,
@@ -122,6 +112,7 @@ class Bimba(lmms):
         self.device: torch.device = self.engine.model.device
         self.short_videos = short_videos
         self.workers = workers
+        self.batch_questions = batch_questions
         self.journal = journal
         self.work = Work()
         self.resumed = 0
@@ -167,6 +158,7 @@ class Bimba(lmms):
             short_videos=self.short_videos,
             workers=self.workers,
             work=self.work,
+            batch_questions=self.batch_questions,
         )
         progress = tqdm(
             found, total=len(requests), desc="bimba", unit="question", mininterval=1, disable=self.rank != 0
@@ -222,13 +214,14 @@ class Bimba(lmms):
         missing: dict[str, None] = {}
         repeats: Counter[tuple[str, int]] = Counter()
         for instance in instances:
-            _, doc_to_messages, gen_kwargs, doc_id, task, split = instance.args
+            _, doc_to_messages, _, doc_id, task, split = instance.args
+            doc = self.task_dict[task][split][doc_id]
             try:
-                messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+                messages = ChatMessages(messages=doc_to_messages(doc))
             except (SystemExit, FileNotFoundError) as absent:  # how the harness's own tasks say that a video is missing
                 missing[str(absent.code if isinstance(absent, SystemExit) else absent)] = None
                 continue
-            question, stops = self._question(messages, f"Task {task}, document {doc_id}", gen_kwargs)
+            question, stops = read_question(instance, messages, doc, self._num_frames_asked, self.num_frames)
             if not os.path.isfile(question.video):
                 missing[question.video] = None
                 continue
@@ -246,27 +239,31 @@ class Bimba(lmms):
                 "sampling": question.sampling,
                 "model": model_fingerprint,
             }
+            if question.num_options is not None:
+                asked["num_options"] = question.num_options
+            elif self.batch_questions:
+                asked["batch_questions"] = True
             repeats[task, doc_id] += not is_padding
             requests.append(Request(question, stops, asked))
         # Those of the other ranks too, so that all of them stop and none waits for another.
         missing.update(dict.fromkeys(video for video in dealt_videos() if not os.path.isfile(video)))
         if missing:
             raise BimbaError(f"{len(missing)} videos are missing: {listing(missing)}. Nothing was evaluated.")
+        self._check_options(requests)
         self._check_lengths(requests)
         return requests
 
-    def _question(self, messages: ChatMessages, where: str, gen_kwargs: dict[str, Any]) -> tuple[Question, list[str]]:
-        images, videos, audios = messages.extract_media()
-        roles = [message.role for message in messages.messages]
-        if roles != ["user"] or images or audios or len(videos) != 1 or not isinstance(videos[0], str):
+    def _check_options(self, requests: list[Request]) -> None:
+        numbers = {request.name: request.question.num_options for request in requests}
+        chosen = {name: number for name, number in numbers.items() if number is not None}
+        wrong = [f"{name} ({number})" for name, number in chosen.items() if not 2 <= number <= len(LETTERS)]
+        if wrong:
             raise BimbaError(
-                f"{where}: received turns {roles} with {len(images)} images, {len(videos)} "
-                f"videos and {len(audios)} sounds; bimba takes one user turn with one video file. Choose another task."
+                f"{len(wrong)} questions have too few or too many options to choose from: {listing(wrong)}. Expected 2 "
+                f"to {len(LETTERS)} of each. Nothing was evaluated."
             )
-        texts = [content.text for content in messages.messages[0].content if content.type == "text"]
-        max_new_tokens, stops, sampling = generation_options(gen_kwargs)
-        num_frames = self._num_frames_asked or gen_kwargs.get("num_frames") or self.num_frames
-        return Question(videos[0], "\n".join(texts), int(num_frames), max_new_tokens, sampling), stops
+        if chosen:
+            letter_token_ids(self.engine.processor.tokenizer, max(chosen.values()))  # or not after the first video
 
     def _check_lengths(self, requests: list[Request]) -> None:
         too_long = []
@@ -275,30 +272,10 @@ class Bimba(lmms):
             try:
                 self.engine.check_prompt(question.prompt, question.num_frames, question.max_new_tokens)
             except SequenceTooLongError as error:
-                too_long.append((f"{request.asked['task']} document {request.asked['doc_id']}", error))
+                too_long.append((request.name, error))
         if too_long:
             names = listing([name for name, _ in too_long])
             raise SequenceTooLongError(f"{len(too_long)} questions are too long ({names}). The first: {too_long[0][1]}")
-
-
-def generation_options(gen_kwargs: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
-    """A task's ``generation_kwargs`` as what ``EncodedVideo.generate`` takes; the argument is left as it is.
-
-    Returns:
-        ``max_new_tokens``, the stop strings (``until``, which transformers does not know), and the sampling options.
-        Without ``do_sample: true`` or a temperature above 0 decoding is greedy.
-    """
-    options = deepcopy(gen_kwargs)  # the harness keys its response cache on this very dict
-    options.pop("num_frames", None)  # ours: how a task says how many frames its videos are read with
-    until = options.pop("until", None) or []
-    max_new_tokens = int(options.pop("max_new_tokens", MAX_NEW_TOKENS))
-    temperature = options.pop("temperature", None)
-    sample = bool(options.pop("do_sample", bool(temperature))) and temperature != 0
-    if sample:
-        sampling = {**options, "do_sample": True, **({} if temperature is None else {"temperature": temperature})}
-    else:  # transformers warns about sampling options that greedy decoding does not read
-        sampling = {key: value for key, value in options.items() if key not in ("top_p", "top_k")}
-    return max_new_tokens, [until] if isinstance(until, str) else list(until), sampling
 
 
 def _result(answer: Generation | VideoDecodeError, stops: list[str]) -> GenerationResult:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tiny_check
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this one
 
 from hub_stand_in import TOKEN, Hub
-from replicas import STOCK, Run, write_hub, write_vnbench
+from replicas import OURS, STOCK, Run, write_hub, write_vnbench
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +24,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with Hub(root / "hub", gated=("longvideobench/LongVideoBench",)) as hub:
         command = [
             str(Path(sys.executable).parent / "lmms-eval"),
-            *("--model", "bimba", "--model_args", "pretrained=bimba-tiny,device=cpu,num_frames=4"),
-            *("--tasks", ",".join(["bimba_suite", "bimba_egoschema_subset", *STOCK])),
+            *(
+                "--model",
+                "bimba",
+                "--model_args",
+                f"pretrained=bimba-tiny,device=cpu,num_frames=4,journal={root}/journal",
+            ),
+            *("--tasks", ",".join([*OURS, *(f"{task}_choose" for task in OURS), *STOCK])),
             *("--batch_size", "1", "--log_samples", "--output_path", str(output), "--verbosity", "DEBUG"),
         ]
         environment = {
@@ -37,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         }
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
-    return Run(home, output, done.stderr, hub.outside)
+    return Run(home, output, root / "journal", done.stderr, hub.outside)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ PROMPTS = json.loads((Path(__file__).parents[1] / "golden" / "text" / "prompts.j
 GOLDEN = PROMPTS["get_prompt"]
 TIME_INSTRUCTION_ENDS = "\nSelect the best answer"  # one golden was asked with it; the published numbers were not
 STOCK = ("videomme", "mlvu_dev", "longvideobench_val_v", "nextqa_mc_test", "perceptiontest_val_mc", "egoschema_subset")
+OURS = ("bimba_suite", "bimba_egoschema_subset")  # each also with _choose
 SUITE = {"bimba_egoschema", *ANSWERS} - {"bimba_egoschema_subset"}
 
 
@@ -30,6 +31,7 @@ class Run:
 
     home: Path
     output: Path
+    journal: Path
     log: str
     outside: list[str]
 

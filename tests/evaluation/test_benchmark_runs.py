@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from replicas import STOCK, SUITE, Run, golden
 
-from bimba import cli
+from bimba import VideoQA, cli
 from lmms_eval_plugin.miniature import ANSWERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,19 +28,21 @@ PUBLISHED = {
     "bimba_perceptiontest_val_mc": 68.51,
 }
 
+READ = {"strict_accuracy", "lenient_accuracy", "no_letter", "outside_options", "no_reference"}
 METRICS = {
-    "bimba_egoschema": {"answered", "submission"},
-    "bimba_egoschema_subset": {"strict_accuracy", "score"},
-    "bimba_videomme": {"strict_accuracy", "videomme_perception_score"},
-    "bimba_mlvu_dev": {"strict_accuracy", "strict_macro", "mlvu_percetion_score"},
-    "bimba_longvideobench_val_v": {"strict_accuracy", "lvb_acc", "chance"},
-    "bimba_nextqa_mc_test": {"strict_accuracy", "exact_match"},
-    "bimba_perceptiontest_val_mc": {"strict_accuracy", "accuracy"},
+    "bimba_egoschema": {"answered", "submission", "no_letter", "outside_options"},
+    "bimba_egoschema_subset": {*READ, "score"},
+    "bimba_videomme": {*READ, "videomme_perception_score"},
+    "bimba_mlvu_dev": {*READ, "strict_macro", "lenient_macro", "mlvu_percetion_score"},
+    "bimba_longvideobench_val_v": {*READ, "lvb_acc", "chance"},
+    "bimba_nextqa_mc_test": {*READ, "exact_match"},
+    "bimba_perceptiontest_val_mc": {*READ, "accuracy"},
     "vnbench": {
-        *("vnbench_per_try", "vnbench_per_try_lenient", "vnbench_all_tries"),
+        *("vnbench_per_try", "vnbench_per_try_lenient", "vnbench_all_tries", "no_letter", "outside_options"),
         *(f"vnbench_{score}_{kind}" for score in ("per_try", "all_tries") for kind in ("ret_insert1", "cnt_edit2")),
     },
 }
+CHOSEN = [f"{task}_choose" for task in METRICS]
 NUM_OPTIONS = {
     **{task: [4] for task in ("vnbench", "bimba_videomme", "bimba_mlvu_dev")},
     **{task: [5] for task in ("bimba_egoschema", "bimba_egoschema_subset", "bimba_nextqa_mc_test")},
@@ -60,8 +62,8 @@ def samples(run: Run, task: str) -> list[dict]:
 
 def test_every_task_of_the_suite_and_every_stock_name_has_a_result(run):
     found = results(run)["results"]
-    assert set(found) - {"bimba_suite"} == {*SUITE, *STOCK, "bimba_egoschema_subset"}
-    for task, metrics in METRICS.items():
+    assert set(found) - {"bimba_suite", "bimba_suite_choose"} == {*METRICS, *CHOSEN, *STOCK}
+    for task, metrics in (METRICS | {f"{task}_choose": metrics for task, metrics in METRICS.items()}).items():
         values = {key.removesuffix(",none"): value for key, value in found[task].items() if "_stderr" not in key}
         assert set(values) - {"alias", " "} >= metrics, task
         assert all(isinstance(values[metric], int | float) for metric in metrics)
@@ -84,6 +86,49 @@ def test_generation_is_as_published(run, task):
     }
 
 
+@pytest.mark.parametrize("task", METRICS)
+def test_a_letter_is_chosen_after_the_very_prompt_that_is_answered_in_words(run, task):
+    asked, chosen = samples(run, task), samples(run, f"{task}_choose")
+    assert [sample["input"] for sample in chosen] == [sample["input"] for sample in asked]
+    assert [sample["target"] for sample in chosen] == [sample["target"] for sample in asked]
+    letters = [sample["filtered_resps"] for sample in chosen]
+    numbers = NUM_OPTIONS[task] * (1 if len(NUM_OPTIONS[task]) > 1 else len(letters))
+    assert all(letter in tuple("ABCDE"[:number]) for letter, number in zip(letters, numbers, strict=True))
+    # The same journal has the probabilities, and keeps these answers apart from those in words.
+    lines = [json.loads(line) for line in (run.journal / "journal-0.jsonl").read_text().splitlines()]
+    kept = {line["doc_id"]: line for line in lines if line["task"] == f"{task}_choose"}
+    for number, letter, sample in zip(numbers, letters, chosen):
+        probabilities = kept[sample["doc_id"]]["probabilities"]
+        assert list(probabilities) == list("ABCDE"[:number])
+        assert sum(probabilities.values()) == pytest.approx(1)
+        assert letter == max(probabilities, key=probabilities.get)
+    assert not any("probabilities" in line for line in lines if line["task"] == task)
+
+
+def test_a_chosen_letter_is_the_likeliest_first_word(run):
+    engine = VideoQA.from_pretrained("bimba-tiny", device="cpu")
+    task = "bimba_longvideobench_val_v"
+    for i, (sample, number) in enumerate(zip(samples(run, f"{task}_choose"), NUM_OPTIONS[task], strict=True)):
+        video = engine.encode(run.home / f"datasets/longvideobench/videos/film{i % 2}.mp4", num_frames=4)
+        assert sample["filtered_resps"] == video.choose_letter(sample["input"], number).letter
+
+
+@pytest.mark.parametrize("task", CHOSEN)
+def test_a_chosen_letter_cannot_fail_to_parse(run, task):
+    found = results(run)["results"][task]
+    assert (found["no_letter,none"], found["outside_options,none"]) == (0, 0)
+    if task != "bimba_egoschema_choose":
+        strict, lenient = (
+            ("vnbench_per_try", "vnbench_per_try_lenient")
+            if task == "vnbench_choose"
+            else ("strict_accuracy", "lenient_accuracy")
+        )
+        rows = samples(run, task)
+        letters = ANSWERS[task.removesuffix("_choose")]
+        right = [row["filtered_resps"] == letter for row, letter in zip(rows, letters, strict=True)]
+        assert found[f"{strict},none"] == found[f"{lenient},none"] == pytest.approx(sum(right) / len(right))
+
+
 @pytest.mark.parametrize("task", ANSWERS)
 def test_scores_are_counted_from_the_answers(run, task):
     """The strict reading by hand; the numbers of the harness beside it are its own."""
@@ -102,13 +147,14 @@ def test_the_types_of_vnbench_are_those_of_its_files(run):
 
 def test_egoschema_is_a_file_and_nothing_was_sent(run):
     folder = run.output / "submissions"
-    with (folder / "bimba_egoschema.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows[0] == ["q_uid", "answer"]
-    assert [uid for uid, _ in rows[1:]] == ["uid-0", "uid-1"]
-    answers = ["ABCDE".find(sample["filtered_resps"].strip(" .")) for sample in samples(run, "bimba_egoschema")]
-    assert [int(answer) for _, answer in rows[1:]] == answers
-    assert json.loads((folder / "bimba_egoschema.json").read_text()) == {uid: int(a) for uid, a in rows[1:]}
+    for task in ("bimba_egoschema", "bimba_egoschema_choose"):
+        with (folder / f"{task}.csv").open(newline="") as file:
+            rows = list(csv.reader(file))
+        assert rows[0] == ["q_uid", "answer"]
+        assert [uid for uid, _ in rows[1:]] == ["uid-0", "uid-1"]
+        answers = ["ABCDE".find(sample["filtered_resps"].strip(" .")) for sample in samples(run, task)]
+        assert [int(answer) for _, answer in rows[1:]] == answers
+        assert json.loads((folder / f"{task}.json").read_text()) == {uid: int(a) for uid, a in rows[1:]}
     hosts = {re.split(r"[/:]", address.split()[1].removeprefix("http://"))[0] for address in run.outside}
     # What libraries ask of their own accord: datasets for sizes, the stock NExT-QA module for nltk's word lists.
     assert hosts <= {"datasets-server.127.0.0.1", "raw.githubusercontent.com"}

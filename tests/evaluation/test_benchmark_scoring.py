@@ -15,19 +15,29 @@ from lmms_eval_plugin.tasks.bimba_egoschema.submission import answer_index, read
 from lmms_eval_plugin.tasks.published import stock_utils, strict
 
 GOLDEN_READINGS = PROMPTS["fuzzy_matching"]
+THREE = ["pear", "apple", "plum"]
 UNIFORM = {  # task -> columns, with B the right answer
     "bimba_videomme": {
         **{"answer": "B", "domain": "Knowledge", "sub_category": "Law", "task_type": "OCR Problems"},
-        **{"question_id": "1", "duration": "short", "videoID": "x"},
+        **{"question_id": "1", "duration": "short", "videoID": "x", "question": "?"},
+        "options": ["A. pear", "B. apple", "C. plum"],
     },
-    "bimba_mlvu_dev": {"answer": "B", "task_type": "ego", "question": "?"},
+    "bimba_mlvu_dev": {"answer": "B", "task_type": "ego", "question": "?", "video_name": "x", "candidates": THREE},
     "bimba_longvideobench_val_v": {
-        **{"correct_choice": 1, "id": "1", "duration_group": 15, "question_category": "T3E"},
-        **{f"option{i}": text for i, text in enumerate(["x", "y", "z", "N/A", "N/A"])},
+        **{"correct_choice": 1, "id": "1", "duration_group": 15, "question_category": "T3E", "question": "?"},
+        **{f"option{i}": text for i, text in enumerate([*THREE, "N/A", "N/A"])},
     },
-    "bimba_nextqa_mc_test": {"answer": 1, **{f"a{i}": "x" for i in range(5)}},
-    "bimba_perceptiontest_val_mc": {"answer_id": "1", "video_name": "x", "question": "?"},
+    "bimba_nextqa_mc_test": {
+        **{"answer": 1, "question": "?", "video": 1},
+        **{f"a{i}": text for i, text in enumerate([*THREE, "fig", "nut"])},
+    },
+    "bimba_perceptiontest_val_mc": {"answer_id": "1", "video_name": "x", "question": "?", "options": THREE},
 }
+COUNTED = ("no_letter", "outside_options", "no_reference")
+
+
+def task_of(name):
+    return importlib.import_module(f"lmms_eval_plugin.tasks.{name}.task")
 
 
 @pytest.mark.parametrize("letter", "ABCDE")
@@ -37,18 +47,57 @@ def test_strict_is_the_originals_reading(answer, letter):
 
 
 @pytest.mark.parametrize("task", UNIFORM)
-@pytest.mark.parametrize(("answer", "right"), [("B", 1), ("B.", 1), ("A", 0), ("The best answer is B", 0)])
-def test_strict_accuracy_of_each_task(offline, task, answer, right):
-    module = importlib.import_module(f"lmms_eval_plugin.tasks.{task}.task")
-    assert module.process_results(UNIFORM[task], [answer])["strict_accuracy"] == right
+@pytest.mark.parametrize(
+    ("answer", "strict_right", "lenient_right", "counted"),
+    [
+        ("B", 1, 1, None),
+        ("B.", 1, 1, None),
+        ("A", 0, 0, None),
+        ("The best answer is B", 0, 1, None),
+        ("(B) is right", 0, 1, None),
+        ("It is an apple.", 0, 1, None),
+        ("It is a pear.", 0, 0, None),
+        ("a cow", 0, 0, None),  # the strict reading takes its first word for a letter
+        ("no idea", 0, 0, "no_letter"),
+        ("", 0, 0, "no_letter"),
+        ("Z", 0, 0, "outside_options"),
+        ("The answer is (G).", 0, 0, "outside_options"),
+    ],
+)
+def test_both_readings_of_each_task(offline, task, answer, strict_right, lenient_right, counted):
+    found = task_of(task).process_results(UNIFORM[task], [answer])
+    assert (found["strict_accuracy"], found["lenient_accuracy"]) == (strict_right, lenient_right)
+    assert [name for name in COUNTED if found[name]] == ([counted] if counted else [])
+
+
+REFERENCES = {
+    "bimba_videomme": ("answer", ["D", "", None]),
+    "bimba_mlvu_dev": ("answer", ["D", "", None, "apple"]),
+    "bimba_longvideobench_val_v": ("correct_choice", [3, -1, 99, None]),
+    "bimba_nextqa_mc_test": ("answer", [5, -1, None]),
+    "bimba_perceptiontest_val_mc": ("answer_id", ["3", "-1", "", "B", None]),
+}
+
+
+@pytest.mark.parametrize(("task", "column", "wrong"), [(t, c, w) for t, (c, ws) in REFERENCES.items() for w in ws])
+def test_a_document_whose_right_answer_is_no_option_counts_as_wrong(offline, task, column, wrong):
+    """Whatever is answered; the harness's own scoring is not asked, as it could stop the run."""
+    for answer in ("B", "D", ""):
+        found = task_of(task).process_results({**UNIFORM[task], column: wrong}, [answer])
+        assert (found["strict_accuracy"], found["lenient_accuracy"], found["no_reference"]) == (0, 0, 1)
+        assert set(found) <= {
+            "strict_accuracy",
+            "lenient_accuracy",
+            *COUNTED,
+            "chance",
+            "strict_macro",
+            "lenient_macro",
+        }
 
 
 def test_the_stock_scores_forgive_more(offline):
     said = "The best answer is B."
-    of = {
-        task: importlib.import_module(f"lmms_eval_plugin.tasks.{task}.task").process_results(doc, [said])
-        for task, doc in UNIFORM.items()
-    }
+    of = {task: task_of(task).process_results(doc, [said]) for task, doc in UNIFORM.items()}
     assert of["bimba_videomme"]["videomme_perception_score"]["score"] == 1
     assert of["bimba_mlvu_dev"]["mlvu_percetion_score"]["pred_answer"] == "B"
     assert of["bimba_longvideobench_val_v"]["lvb_acc"]["parsed_pred"] == "B"
@@ -56,15 +105,36 @@ def test_the_stock_scores_forgive_more(offline):
     assert of["bimba_perceptiontest_val_mc"]["accuracy"]["correct"] == 1
 
 
-def test_egoschemas_subset_has_both_scores(offline):
-    task = importlib.import_module("lmms_eval_plugin.tasks.bimba_egoschema.task")
-    doc = {"answer": "1", "video_idx": "x", "option": [f"{letter}. o" for letter in "ABCDE"]}
-    assert task.process_subset(doc, ["B"]) == {"strict_accuracy": 1, "score": {"pred": 1, "ground_truth": "1"}}
-    assert task.process_subset(doc, ["(B)"]) == {"strict_accuracy": 0, "score": {"pred": 1, "ground_truth": "1"}}
+EGOSCHEMA = {"answer": "1", "video_idx": "x", "question": "?", "option": [f"{letter}. o" for letter in "ABCDE"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "strict_right", "lenient_right", "pred"), [("B", 1, 1, 1), ("(B)", 0, 1, 1), ("A", 0, 0, 0)]
+)
+def test_egoschemas_subset_has_all_scores(offline, answer, strict_right, lenient_right, pred):
+    assert task_of("bimba_egoschema").process_subset(EGOSCHEMA, [answer]) == {
+        "strict_accuracy": strict_right,
+        "lenient_accuracy": lenient_right,
+        "score": {"pred": pred, "ground_truth": "1"},
+        **dict.fromkeys(COUNTED, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "index", "no_letter", "outside"),
+    [("B", 1, 0, 0), ("(B)", -1, 0, 0), ("H", -1, 0, 1), ("well", -1, 1, 0)],
+)
+def test_egoschemas_full_set_counts_what_it_cannot_hand_in(offline, answer, index, no_letter, outside):
+    assert task_of("bimba_egoschema").process_full({**EGOSCHEMA, "answer": None}, [answer]) == {
+        "answered": index >= 0,
+        "no_letter": no_letter,
+        "outside_options": outside,
+        "submission": {"x": index},
+    }
 
 
 def test_mlvus_number_is_the_mean_over_types(offline):
-    task = importlib.import_module("lmms_eval_plugin.tasks.bimba_mlvu_dev.task")
+    task = task_of("bimba_mlvu_dev")
     scores = [("ego", 1), ("ego", 1), ("ego", 0), ("count", 0)]
     rows = [{"task_type": kind, "score": score} for kind, score in scores]
     assert task.aggregate_macro(rows) == pytest.approx((2 / 3 + 0) / 2)

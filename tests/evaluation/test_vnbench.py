@@ -22,6 +22,9 @@ ROW = {
 }
 
 
+DOC = {"id": "0", "question": "How many?", "group": 3, "type": "cnt_edit1"}
+
+
 def write(root, *rows, name="VNBench-main-4try.json"):
     (root / name).write_text(json.dumps(rows))
     return root
@@ -107,7 +110,7 @@ def test_a_missing_annotation_is_named(tmp_path, names):
     [
         ({**ROW, "gt": "5"}, "row 0: not a question of VNBench"),
         ({**ROW, "options": ["3"]}, "1 options, expected 2 to 26"),
-        ({**ROW, "options": ["x"] * 27}, "27 options, expected 2 to 26"),
+        ({**ROW, "options": ["3"] * 27}, "27 options, expected 2 to 26"),
         ({**ROW, "type": "new", "video": "film.mp4"}, "the type 'new' is none of"),
         ({"video": "a.mp4"}, "KeyError"),
         ({**ROW, "candidates": ["A. 1", "B. 2"], "answer": "C", "question_type": "x", "id": 1}, "'C' is none of the 2"),
@@ -133,16 +136,27 @@ def test_an_id_that_is_there_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answer", "strict", "lenient"),
-    [("C", 1, 1), ("C.", 1, 1), ("c", 1, 0), ("The answer is C.", 0, 1), ("A", 0, 0), ("", 0, 0)],
+    ("answer", "strict", "lenient", "no_letter", "outside"),
+    [
+        ("C", 1, 1, 0, 0),
+        ("C.", 1, 1, 0, 0),
+        ("c", 1, 1, 0, 0),
+        ("The answer is C.", 0, 1, 0, 0),
+        ("3", 0, 1, 0, 0),
+        ("A", 0, 0, 0, 0),
+        ("E", 0, 0, 0, 1),
+        ("", 0, 0, 1, 0),
+    ],
 )
-def test_both_readings_of_an_answer(answer, strict, lenient):
-    doc = {"group": 3, "type": "cnt_edit1", "answer": "C", "options": ["1", "2", "3", "4"]}
+def test_both_readings_of_an_answer(answer, strict, lenient, no_letter, outside):
+    doc = {**DOC, "answer": "C", "options": ["1", "2", "3", "4"]}
     attempt = {"group": 3, "type": "cnt_edit1", "score": strict}
     assert process_results(doc, [answer]) == {
         "vnbench_per_try": strict,
         "vnbench_per_try_lenient": lenient,
         "vnbench_all_tries": attempt,
+        "no_letter": no_letter,
+        "outside_options": outside,
         "vnbench_per_try_cnt_edit1": strict,
         "vnbench_all_tries_cnt_edit1": attempt,
     }
@@ -183,6 +197,6 @@ def test_every_type_has_its_metrics():
     config = load_yaml_config(str(TASKS_FOLDER / "vnbench/vnbench.yaml"))
     metrics = [entry["metric"] for entry in config["metric_list"]]
     assert metrics == [
-        *("vnbench_per_try", "vnbench_per_try_lenient", "vnbench_all_tries"),
+        *("vnbench_per_try", "vnbench_per_try_lenient", "vnbench_all_tries", "no_letter", "outside_options"),
         *(f"vnbench_{score}_{kind}" for score in ("per_try", "all_tries") for kind in TYPES),
     ]

@@ -12,7 +12,8 @@ from tiny_checkpoint import NUM_FRAMES, write_video
 import bimba.inference.engine as engine_module
 from bimba.inference import VideoQA
 from bimba.types import BimbaError, SequenceTooLongError
-from lmms_eval_plugin.models.bimba import Bimba, generation_options
+from lmms_eval_plugin.asking import generation_options
+from lmms_eval_plugin.models.bimba import Bimba
 
 GEN_KWARGS = {"max_new_tokens": 6, "do_sample": False, "until": ["\n\n"]}
 TASK, SPLIT = "task", "test"

@@ -20,13 +20,14 @@ from bimba.types import BimbaError
 
 NO_ANSWER = -1  # no letter could be read from the answer; no option has this number, so it counts as wrong
 FULL_SET = 5031
+NUM_OPTIONS = 5
 COLUMNS = ("q_uid", "answer")
 
 
 def answer_index(answer: str) -> int:
     """0 to 4 for an answer of A to E, read strictly; ``NO_ANSWER`` for anything else."""
     letter = answer_letter(answer)
-    return LETTERS.index(letter) if len(letter) == 1 and letter in LETTERS else NO_ANSWER
+    return LETTERS.index(letter) if letter in tuple(LETTERS[:NUM_OPTIONS]) else NO_ANSWER
 
 
 def write_submission(path: Path, predictions: Mapping[str, int]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bimba.data.prompt import multiple_choice
-from lmms_eval_plugin.tasks.published import stock_utils, strict
+from datasets import Dataset
+
+from lmms_eval_plugin.tasks.documents import checked
+from lmms_eval_plugin.tasks.published import Asked, lettered, scores, stock_utils
 
 stock = stock_utils("mlvu")
 doc_to_visual = stock.mlvu_doc_to_visual_dev
@@ -13,17 +15,29 @@ aggregate = stock.mlvu_aggregate_results_dev
 OPTIONS_BEGIN = "\n(A)"  # the column `question` repeats the options in this style
 
 
-def doc_to_text(doc: dict[str, Any]) -> str:
+def asked(doc: dict[str, Any]) -> Asked:
     question = doc["question"].split(OPTIONS_BEGIN)[0]
-    return multiple_choice(question, doc["candidates"])
+    return Asked(question, lettered(doc["candidates"]), doc["answer"] or "", (doc["video_name"], doc["question"]))
+
+
+def doc_to_text(doc: dict[str, Any]) -> str:
+    return asked(doc).prompt
+
+
+def doc_to_choice(doc: dict[str, Any]) -> list[str]:
+    return asked(doc).letters
+
+
+def process_docs(documents: Dataset) -> Dataset:
+    return checked("bimba_mlvu_dev", documents, asked)
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-    right = strict(results[0], doc["answer"])
+    found = scores(doc, results, asked(doc), stock.mlvu_process_results)
     return {
-        "strict_accuracy": right,
-        "strict_macro": {"task_type": doc["task_type"], "score": right},
-        **stock.mlvu_process_results(doc, results),
+        **found,
+        "strict_macro": {"task_type": doc["task_type"], "score": found["strict_accuracy"]},
+        "lenient_macro": {"task_type": doc["task_type"], "score": found["lenient_accuracy"]},
     }
 
 

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from bimba.data.prompt import LETTERS, multiple_choice
-from lmms_eval_plugin.tasks.published import stock_utils, strict
+from datasets import Dataset
+
+from lmms_eval_plugin.tasks.documents import checked
+from lmms_eval_plugin.tasks.published import Asked, letter_at, lettered, scores, stock_utils
 
 stock = stock_utils("nextqa")
 doc_to_visual = stock.nextqa_doc_to_visual
 doc_to_target = stock.nextqa_doc_to_target
+NUM_OPTIONS = 5
+
+
+def asked(doc: dict[str, Any]) -> Asked:
+    question, lines = doc["question"], lettered([doc[f"a{i}"] for i in range(NUM_OPTIONS)])
+    return Asked(question, lines, letter_at(doc["answer"]), identity=(doc["video"], question, *lines))
 
 
 def doc_to_text(doc: dict[str, Any]) -> str:
-    return multiple_choice(doc["question"], [doc[f"a{i}"] for i in range(len(LETTERS))])
+    return asked(doc).prompt
+
+
+def doc_to_choice(doc: dict[str, Any]) -> list[str]:
+    return asked(doc).letters
+
+
+def process_docs(documents: Dataset) -> Dataset:
+    return checked("bimba_nextqa_mc_test", documents, asked)
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-    return {
-        "strict_accuracy": strict(results[0], LETTERS[doc["answer"]]),
-        **stock.nextqa_mc_process_results(doc, results),
-    }
+    return scores(doc, results, asked(doc), stock.nextqa_mc_process_results)

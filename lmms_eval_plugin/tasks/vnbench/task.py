@@ -10,11 +10,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from lmms_eval.api.task import ConfigurableMessagesTask
-from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
 from loguru import logger
 
-from bimba.data.prompt import LETTERS, multiple_choice
-from lmms_eval_plugin.tasks.published import strict
+from lmms_eval_plugin.tasks.published import Asked, lettered, readings
 from lmms_eval_plugin.tasks.vnbench.annotations import TRIES, find_root, load_questions
 
 SPLIT = "test"
@@ -40,18 +38,29 @@ def doc_to_visual(doc: dict[str, Any]) -> list[str]:
     return [doc["video"]]
 
 
+def asked(doc: dict[str, Any]) -> Asked:
+    """``load_questions`` has seen to it that the answer is the letter of an option."""
+    return Asked(doc["question"], lettered(doc["options"]), doc["answer"], identity=doc["id"])
+
+
 def doc_to_text(doc: dict[str, Any]) -> str:
-    return multiple_choice(doc["question"], doc["options"])
+    return asked(doc).prompt
+
+
+def doc_to_choice(doc: dict[str, Any]) -> list[str]:
+    return asked(doc).letters
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-    right = strict(results[0], doc["answer"])
+    read = readings(results[0], asked(doc))
+    right = read["strict_accuracy"]
     attempt = {"group": doc["group"], "type": doc["type"], "score": right}
-    lenient = extract_mcq_answer(results[0], choices=list(LETTERS[: len(doc["options"])]))
     return {
         "vnbench_per_try": right,
         "vnbench_all_tries": attempt,
-        "vnbench_per_try_lenient": float(lenient == doc["answer"]),
+        "vnbench_per_try_lenient": read["lenient_accuracy"],
+        "no_letter": read["no_letter"],
+        "outside_options": read["outside_options"],
         f"vnbench_per_try_{doc['type']}": right,
         f"vnbench_all_tries_{doc['type']}": attempt,
     }

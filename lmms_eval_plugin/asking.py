@@ -1,0 +1,98 @@
+"""From a request of the harness to a question of the engine, and to the key that its answer is kept under."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval.protocol import ChatMessages
+
+from bimba.inference import Question
+from bimba.inference.journal import journal_key
+from bimba.types import BimbaError
+
+if TYPE_CHECKING:
+    from lmms_eval.api.instance import Instance
+
+MAX_NEW_TOKENS = 16  # for tasks that do not say; answers are letters or short phrases
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request of the harness: a question, where the answer ends, and which of the run's questions it is."""
+
+    question: Question
+    stops: list[str]
+    asked: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return journal_key(self.asked)
+
+    @property
+    def name(self) -> str:
+        return f"{self.asked['task']} document {self.asked['doc_id']}"
+
+
+def read_question(
+    instance: Instance, messages: ChatMessages, doc: Any, num_frames: int | None, default: int
+) -> tuple[Question, list[str]]:
+    """The question, and the strings at which its answer ends.
+
+    Args:
+        num_frames: of the video; None: as the task says, or else ``default``.
+
+    Raises:
+        BimbaError: what is not one question about one video, or a letter is to be chosen and from which, nobody says.
+    """
+    _, _, gen_kwargs, doc_id, task, _ = instance.args
+    where = f"Task {task}, document {doc_id}"
+    images, videos, audios = messages.extract_media()
+    roles = [message.role for message in messages.messages]
+    if roles != ["user"] or images or audios or len(videos) != 1 or not isinstance(videos[0], str):
+        raise BimbaError(
+            f"{where}: received turns {roles} with {len(images)} images, {len(videos)} videos and {len(audios)} "
+            "sounds; bimba takes one user turn with one video file. Choose another task."
+        )
+    prompt = "\n".join(content.text for content in messages.messages[0].content if content.type == "text")
+    max_new_tokens, stops, sampling = generation_options(gen_kwargs)
+    num_frames = int(num_frames or gen_kwargs.get("num_frames") or default)
+    if not gen_kwargs.get("choose"):
+        return Question(videos[0], prompt, num_frames, max_new_tokens, sampling), stops
+    if sampling.get("do_sample"):
+        raise BimbaError(f"{where}: received choose and {sampling}; a letter is chosen by its probability, not drawn.")
+    return Question(videos[0], prompt, num_frames, num_options=_num_options(instance, doc, where)), []
+
+
+def _num_options(instance: Instance, doc: Any, where: str) -> int:
+    """How many options a document has, as the task's ``doc_to_choice`` says."""
+    # The harness hands over the task as the owner of this method, and in no other way.
+    task: Any = getattr(instance.args[1], "__self__", None)
+    if getattr(getattr(task, "config", None), "doc_to_choice", None) is None:
+        raise BimbaError(
+            f"{where}: its generation_kwargs say choose, but it has no doc_to_choice; give the task one that returns "
+            "the options of a document."
+        )
+    return len(task.doc_to_choice(doc))
+
+
+def generation_options(gen_kwargs: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
+    """A task's ``generation_kwargs`` as what ``EncodedVideo.generate`` takes; the argument is left as it is.
+
+    Returns:
+        ``max_new_tokens``, the stop strings (``until``, which transformers does not know), and the sampling options.
+        Without ``do_sample: true`` or a temperature above 0 decoding is greedy.
+    """
+    options = deepcopy(gen_kwargs)  # the harness keys its response cache on this very dict
+    for ours in ("num_frames", "choose"):  # how a task says how many frames its videos are read with, and how it asks
+        options.pop(ours, None)
+    until = options.pop("until", None) or []
+    max_new_tokens = int(options.pop("max_new_tokens", MAX_NEW_TOKENS))
+    temperature = options.pop("temperature", None)
+    sample = bool(options.pop("do_sample", bool(temperature))) and temperature != 0
+    if sample:
+        sampling = {**options, "do_sample": True, **({} if temperature is None else {"temperature": temperature})}
+    else:  # transformers warns about sampling options that greedy decoding does not read
+        sampling = {key: value for key, value in options.items() if key not in ("top_p", "top_k")}
+    return max_new_tokens, [until] if isinstance(until, str) else list(until), sampling
