@@ -27,14 +27,33 @@ log = logging.getLogger(__name__)
 
 KEYS = {
     "benchmark", "paths", "checkpoint", "base", "num_frames", "temporal_pooling", "short_videos", "limit", "batch_size",
-    "device", "dtype", "output_dir",
+    "device", "dtype", "output_dir", "answers", "batch_questions",
 }  # fmt: skip
 SOURCES = ("hf_home", "miniature")
+ANSWERS = ("generate", "choose")
 
 
 def benchmark_rows(config: DictConfig) -> list[DictConfig]:
-    """What is evaluated: the chosen file of ``conf/benchmark``, or those that it gathers under ``rows``."""
-    return list(config.benchmark.rows.values()) if "rows" in config.benchmark else [config.benchmark]
+    """What is evaluated: the chosen file of ``conf/benchmark``, or those that it gathers under ``rows``.
+
+    Raises:
+        BimbaError: ``answers`` is neither "generate" nor "choose", which stands for the tasks ``<task>_choose``.
+    """
+    if config.answers not in ANSWERS:
+        raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")
+    rows = list(config.benchmark.rows.values()) if "rows" in config.benchmark else [config.benchmark]
+    if config.answers == "choose":
+        return [
+            OmegaConf.create(
+                {
+                    **row,
+                    "tasks": [f"{task}_choose" for task in row.tasks],
+                    "published": {f"{task}_choose": entry for task, entry in row.published.items()},
+                }
+            )
+            for row in rows
+        ]
+    return rows
 
 
 def provide_data(config: DictConfig, folder: Path) -> None:
@@ -107,6 +126,7 @@ def evaluate(config: DictConfig) -> None:
 
     from bimba.report.accuracy import compare, harness_scores
     from bimba.report.files import write_json
+    from bimba.report.readings import answer_readings
     from bimba.report.table import (
         PUBLISHED_COLUMNS,
         SCORE_COLUMNS,
@@ -126,6 +146,7 @@ def evaluate(config: DictConfig) -> None:
         temporal_pooling=config.temporal_pooling,
         base=config.base,
         short_videos=config.short_videos,
+        batch_questions=config.batch_questions,
         batch_size=config.batch_size,
         journal=str(folder / "journal"),
     )
@@ -157,6 +178,8 @@ def evaluate(config: DictConfig) -> None:
         "temporal_pooling": model.temporal_pooling,
         "limit": config.limit,
         "published": published,
+        "answers": config.answers,
+        "readings": answer_readings(results),
         "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in scores},
         "complete": not model.incomplete,
         "resumed_answers": model.resumed,

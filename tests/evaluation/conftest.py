@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside t
 
 from hub_stand_in import TOKEN, Hub
 from replicas import OURS, STOCK, Run, write_hub, write_vnbench
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +59,18 @@ def offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("BIMBA_VNBENCH_ROOT", "unset by the test")  # so that what evaluate.py sets is undone
     monkeypatch.delenv("BIMBA_VNBENCH_ROOT")
     return run
+
+
+@pytest.fixture
+def evaluate(offline, monkeypatch, tmp_path):
+    """Runs ``python evaluate.py ...`` in this process, on the prefilled HF_HOME."""
+    monkeypatch.setattr(sys, "path", [str(REPOSITORY), *sys.path])
+    monkeypatch.delenv("BIMBA_ROOT", raising=False)
+
+    def run_script(*overrides: str) -> dict:
+        arguments = ["evaluate.py", f"output_dir={tmp_path}/out", "device=cpu", "num_frames=4", *overrides]
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_path(str(REPOSITORY / "evaluate.py"), run_name="__main__")
+        return json.loads((tmp_path / "out/summary.json").read_text())
+
+    return run_script

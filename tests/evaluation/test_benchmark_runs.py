@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -185,21 +184,6 @@ def test_requests_carry_frames_video_and_words(offline):
             assert text["text"] == instance.args[0]
 
 
-@pytest.fixture
-def evaluate(offline, monkeypatch, tmp_path):
-    """Runs ``python evaluate.py ...`` in this process, on the prefilled HF_HOME."""
-    monkeypatch.setattr(sys, "path", [str(REPOSITORY), *sys.path])
-    monkeypatch.delenv("BIMBA_ROOT", raising=False)
-
-    def run_script(*overrides: str) -> dict:
-        arguments = ["evaluate.py", f"output_dir={tmp_path}/out", "device=cpu", "num_frames=4", *overrides]
-        monkeypatch.setattr(sys, "argv", arguments)
-        runpy.run_path(str(REPOSITORY / "evaluate.py"), run_name="__main__")
-        return json.loads((tmp_path / "out/summary.json").read_text())
-
-    return run_script
-
-
 def test_evaluate_compares_all_seven_with_the_published_table(evaluate, run, tmp_path):
     summary = evaluate("benchmark=all")
     assert summary["benchmark"] == "suite"
@@ -217,11 +201,35 @@ def test_evaluate_compares_all_seven_with_the_published_table(evaluate, run, tmp
             assert entry["found"] is None
         else:
             assert entry["found"] == pytest.approx(100 * found[task][f"{entry['metric']},none"])
+        read = summary["readings"][task]
+        names = {"strict_accuracy": "vnbench_per_try", "lenient_accuracy": "vnbench_per_try_lenient"}
+        assert read == {
+            name: found[task][f"{names.get(name, name) if task == 'vnbench' else name},none"] for name in read
+        }
+        assert set(read) >= {"no_letter", "outside_options"}
+    assert summary["answers"] == "generate"
     assert (tmp_path / "out/submissions/bimba_egoschema.csv").is_file()
     table = (tmp_path / "out/summary.md").read_text()
     assert "| bimba_egoschema | 71.14 | elsewhere | submission |" in table
     macro = found["bimba_mlvu_dev"]["strict_macro,none"]
     assert f"| bimba_mlvu_dev | 71.37 | {100 * macro:.2f} | strict_macro |" in table
+
+
+def test_evaluate_chooses(evaluate, run, tmp_path):
+    summary = evaluate("benchmark=all", "answers=choose")
+    assert summary["answers"] == "choose"
+    assert set(summary["tasks"]) == {f"{task}_choose" for task in SUITE - {"bimba_egoschema"}}
+    found = results(run)["results"]
+    for task, score in summary["tasks"].items():
+        metric = "vnbench_per_try" if task == "vnbench_choose" else "strict_accuracy"
+        assert score["accuracy"] == pytest.approx(found[task][f"{metric},none"])
+        read = summary["readings"][task]
+        assert read["strict_accuracy"] == read["lenient_accuracy"] == score["accuracy"]
+        assert (read["no_letter"], read["outside_options"]) == (0, 0)
+    assert {task: e["published"] for task, e in summary["published"].items()} == {
+        f"{task}_choose": score for task, score in PUBLISHED.items()
+    }
+    assert (tmp_path / "out/submissions/bimba_egoschema_choose.csv").is_file()
 
 
 @pytest.mark.parametrize(
@@ -306,3 +314,20 @@ def test_miniatures_need_neither_hub_nor_data(tmp_path):
 def test_an_unknown_source_is_an_error(evaluate):
     with pytest.raises(SystemExit, match="benchmark.source is 'hub'; expected one of hf_home, miniature"):
         evaluate("benchmark=all", "benchmark.source=hub")
+
+
+def test_an_unknown_way_to_answer_is_an_error(evaluate):
+    with pytest.raises(SystemExit, match="answers is 'guess'; expected one of generate, choose"):
+        evaluate("benchmark=all", "answers=guess")
+
+
+def test_questions_in_batches_have_the_same_answers(evaluate, tmp_path):
+    def answered():
+        return {path.name: [row["filtered_resps"] for row in json.loads(path.read_text())["samples"]] for path in files}
+
+    evaluate("benchmark=mlvu")
+    files = list((tmp_path / "out/samples").iterdir())
+    expected = answered()
+    summary = evaluate("benchmark=mlvu", "batch_questions=true")
+    assert answered() == expected
+    assert summary["resumed_answers"] == 0  # another setting, another key

@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from lmms_eval.api.task import ConfigurableMessagesTask
 
-from bimba.data.prompt import multiple_choice
+from bimba.data.prompt import LETTERS, multiple_choice
 from bimba.inference.answer import answer_letter
 from bimba.types import BimbaError
 
@@ -89,6 +89,10 @@ def doc_to_visual(doc: dict[str, Any]) -> list[str]:
 def doc_to_text(doc: dict[str, Any]) -> str:
     """The bytes that training used."""
     return multiple_choice(doc["question"], doc["options"])
+
+
+def doc_to_choice(doc: dict[str, Any]) -> list[str]:
+    return list(LETTERS[: len(doc["options"])])
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
