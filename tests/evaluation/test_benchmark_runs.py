@@ -165,18 +165,21 @@ def test_videos_are_those_the_harness_unpacked(run):
     assert list((run.home / "datasets/longvideobench/videos").glob("*.mp4"))
 
 
-def test_requests_carry_frames_video_and_words(offline):
+@pytest.mark.parametrize("choose", [False, True])
+def test_requests_carry_frames_video_and_words(offline, choose):
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     from lmms_eval_plugin.manifest import TASKS_FOLDER
 
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, model_name="bimba")
-    ((_, tasks),) = get_task_dict(["bimba_suite"], manager, "chat").items()
-    assert set(tasks) == SUITE
+    ending = "_choose" if choose else ""
+    ((_, tasks),) = get_task_dict([f"bimba_suite{ending}"], manager, "chat").items()
+    assert set(tasks) == {f"{name}{ending}" for name in SUITE}
     for name, task in tasks.items():
         task.build_all_requests()
+        assert all(instance.args[2].get("choose", False) is choose for instance in task.instances)
         frames = {instance.args[2]["num_frames"] for instance in task.instances}
-        assert frames == {128 if name == "vnbench" else 64}, name
+        assert frames == {128 if name.startswith("vnbench") else 64}, name
         for instance in task.instances:
             (message,) = instance.args[1](task.dataset[instance.args[5]][instance.args[3]])
             video, text = message["content"]

@@ -19,7 +19,7 @@ from lmms_eval_plugin.tasks.documents import checked
 from lmms_eval_plugin.tasks.published import Asked, letter_at, lettered
 
 Rows = list[dict[str, Any]]
-CONFIGS = {"videomme": "videomme", "egoschema": "GENERATION", "mlvu": "mlvu", "nextqa": "MC"}
+CONFIGS = {"videomme": "videomme", "egoschema": "GENERATION", "nextqa": "MC"}
 
 
 @pytest.fixture

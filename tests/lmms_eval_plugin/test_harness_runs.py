@@ -125,7 +125,7 @@ def test_evaluate_limits_questions_and_frames(evaluate, checkpoint, needle_root,
         (["checkpoint=/nowhere"], "error: .*checkpoint.*/nowhere"),
         (["device=nonsense"], "error: .*'nonsense'"),
         (["short_videos=skip"], "error: short_videos is 'skip'; expected one of error, repeat"),
-        (["+extra=1"], "error: Nobody reads extra; expected only base, batch_size, "),
+        (["+extra=1"], "error: Nobody reads extra; expected only answers, base, batch_questions, "),
     ],
 )
 def test_a_failed_evaluation_does_not_exit_0(evaluate, checkpoint, overrides, message, tmp_path):

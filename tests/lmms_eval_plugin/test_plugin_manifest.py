@@ -49,7 +49,10 @@ from lmms_eval.tasks import TaskManager
 print(get_model("bimba").__module__)
 print(TaskManager(include_defaults=False).all_tasks)
 """
-    assert run_python(code).splitlines()[-2:] == ["lmms_eval_plugin.models.bimba", str(OUR_TASKS)]
+    assert run_python(code).splitlines()[-2:] == [
+        "lmms_eval_plugin.models.bimba",
+        str(sorted([*OUR_TASKS, *(f"{task}_choose" for task in OUR_TASKS)])),
+    ]
 
 
 def test_the_folder_for_include_path_is_printed():

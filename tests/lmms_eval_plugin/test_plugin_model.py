@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 from lmms_eval.api.instance import Instance
@@ -10,7 +12,7 @@ from loguru import logger
 from tiny_checkpoint import NUM_FRAMES, write_video
 
 import bimba.inference.engine as engine_module
-from bimba.inference import VideoQA
+from bimba.inference import EncodedVideo, VideoQA
 from bimba.types import BimbaError, SequenceTooLongError
 from lmms_eval_plugin.asking import generation_options
 from lmms_eval_plugin.models.bimba import Bimba
@@ -152,6 +154,91 @@ def test_what_is_not_one_question_about_one_video_is_refused(model, videos):
         model.generate_until(requests(model, alternating_docs(videos, 1), to_messages=two_videos))
 
 
+CHOOSE = {"choose": True, "until": []}
+
+
+class Task:
+    """As much of a task of the harness as the model asks."""
+
+    def __init__(self, doc_to_choice=lambda doc: list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")[: doc["number"]]):
+        self.config = SimpleNamespace(doc_to_choice=doc_to_choice)
+        self.doc_to_choice = doc_to_choice
+
+    def doc_to_messages(self, doc):
+        return messages(doc)
+
+
+def choosing_docs(videos, numbers=(2, 5, 26, 3)):
+    return [{**doc, "number": number} for doc, number in zip(alternating_docs(videos), numbers)]
+
+
+def test_a_letter_is_chosen_among_as_many_as_the_document_has_options(model, videos):
+    docs = choosing_docs(videos)
+    results = model.generate_until(requests(model, docs, CHOOSE, Task().doc_to_messages))
+    engine = VideoQA(model.engine.model, model.engine.processor)
+    chosen = [engine.encode(doc["video"]).choose_letter(doc["text"], doc["number"]) for doc in docs]
+    assert [result.text for result in results] == [choice.letter for choice in chosen]
+    assert [result.token_counts.input_tokens for result in results] == [choice.prompt_tokens for choice in chosen]
+    assert all(result.token_counts.output_tokens == 0 for result in results)
+
+
+def test_a_journal_keeps_probabilities_and_knows_chosen_from_generated(checkpoint, videos, tmp_path, monkeypatch):
+    docs = choosing_docs(videos)
+
+    def answers(gen_kwargs):
+        model = Bimba(pretrained=str(checkpoint), device="cpu", journal=str(tmp_path))
+        return model, [r.text for r in model.generate_until(requests(model, docs, gen_kwargs, Task().doc_to_messages))]
+
+    _, chosen = answers(CHOOSE)
+    _, generated = answers({**GEN_KWARGS, "until": []})
+    assert all(letter in tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for letter in chosen)
+    assert chosen != generated
+    lines = [json.loads(line) for line in (tmp_path / "journal-0.jsonl").read_text().splitlines()]
+    assert sorted(len(line.get("probabilities", {})) for line in lines) == [0, 0, 0, 0, 2, 3, 5, 26]
+    monkeypatch.setattr("bimba.inference.engine.read_frames", lambda *args, **kwargs: pytest.fail("decoded"))
+    model, again = answers(CHOOSE)
+    assert (again, model.resumed) == (chosen, 4)
+
+
+def test_numbers_of_options_without_letters_are_named_all_at_once_before_anything_is_decoded(
+    model, videos, monkeypatch
+):
+    monkeypatch.setattr(engine_module, "read_frames", lambda *args: pytest.fail("decoded"))
+    docs = choosing_docs(videos, (2, 1, 4, 0))
+    task = Task(lambda doc: ["x"] * (27 if doc["number"] == 4 else doc["number"]))
+    message = (
+        r"3 questions have too few or too many options to choose from: task document 1 \(1\), task document 2 \(27\), "
+        r"task document 3 \(0\)\. Expected 2 to 26"
+    )
+    with pytest.raises(BimbaError, match=message):
+        model.generate_until(requests(model, docs, CHOOSE, task.doc_to_messages))
+
+
+def test_choosing_needs_a_task_that_says_from_what_and_no_lot(model, videos):
+    docs = choosing_docs(videos)
+    for to_messages in (messages, Task(doc_to_choice=None).doc_to_messages):
+        with pytest.raises(BimbaError, match=r"Task task, document 0: .*has no doc_to_choice"):
+            model.generate_until(requests(model, docs, CHOOSE, to_messages))
+    with pytest.raises(BimbaError, match="chosen by its probability, not drawn"):
+        model.generate_until(requests(model, docs, {**CHOOSE, "temperature": 1.0}, Task().doc_to_messages))
+
+
+def test_batches_have_the_answers_of_one_at_a_time(checkpoint, videos, tmp_path, monkeypatch):
+    calls = []
+    batch = EncodedVideo.generate_batch
+    monkeypatch.setattr(
+        EncodedVideo, "generate_batch", lambda self, p, *a, **k: (calls.append(len(p)), batch(self, p, *a, **k))[1]
+    )
+    docs = [{**doc, "text": doc["text"] * (1 + i)} for i, doc in enumerate(alternating_docs(videos, 7))]
+    found = {}
+    for batched in (False, True):
+        model = Bimba(pretrained=str(checkpoint), device="cpu", journal=str(tmp_path), batch_questions=batched)
+        found[batched] = model.generate_until(requests(model, docs))
+        assert model.resumed == 0  # an answer from a batch is not one of one at a time
+    assert found[True] == found[False]
+    assert sorted(calls) == [3, 4]
+
+
 def test_no_requests_are_no_answers(model):
     assert model.generate_until([]) == []
 
@@ -178,6 +265,7 @@ def test_the_harness_can_free_the_memory(model):
         ({"do_sample": True, "top_p": 0.9}, (16, [], {"do_sample": True, "top_p": 0.9})),
         ({"do_sample": True, "temperature": 0}, (16, [], {})),
         ({"do_sample": False, "temperature": 0.7}, (16, [], {})),
+        ({"choose": True, "num_frames": 64}, (16, [], {})),
     ],
 )
 def test_generation_options(gen_kwargs, expected):

@@ -37,6 +37,19 @@ def test_the_harness_builds_the_group(needles):
     assert task.process_results(docs[1], [" b. "]) == {"accuracy": 1.0}
 
 
+def test_the_group_that_chooses_asks_the_same(needles):
+    manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, model_name="bimba")
+    ((group, tasks),) = get_task_dict(["bimba_needle_choose"], manager, "chat").items()
+    assert group.group_name == "bimba_needle_choose"
+    assert sorted(tasks) == [f"bimba_needle_{kind}_choose" for kind in ("counting", "ordering", "retrieval")]
+    ((_, words),) = get_task_dict(["bimba_needle"], manager, "chat").items()
+    for name, task in tasks.items():
+        docs, same = list(task.test_docs()), words[name.removesuffix("_choose")]
+        assert [task.doc_to_messages(doc) for doc in docs] == [same.doc_to_messages(doc) for doc in same.test_docs()]
+        assert task.doc_to_choice(docs[0]) == list("ABCD")
+        assert task.config.generation_kwargs["choose"] is True
+
+
 @pytest.mark.parametrize(
     ("answer", "accuracy"), [("C", 1.0), ("c.", 1.0), ("A", 0.0), ("", 0.0), ("The answer is C.", 0.0)]
 )
