@@ -30,6 +30,11 @@ _UNLESS_ASKED = {
     "top_k": None,
     "max_length": None,  # max_new_tokens says it
 }
+# What decodes each answer of a batch as if it were alone.
+_ROW_BY_ROW = {
+    *("do_sample", "num_beams", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
+    *("eos_token_id", "pad_token_id", "suppress_tokens"),
+}
 
 
 class Engine(Protocol):
@@ -109,7 +114,7 @@ class EncodedVideo:
 
         Args:
             max_new_tokens: of each answer, as for :meth:`ask`.
-            settings: as for :meth:`generate`, without beams and drawing by lot.
+            settings: as for :meth:`generate`, of those that :func:`batchable` takes.
 
         Raises:
             BimbaError: an empty prompt, or settings that a batch cannot keep.
@@ -117,7 +122,8 @@ class EncodedVideo:
         """
         if not batchable(settings):
             raise BimbaError(
-                f"generate_batch received {settings}; expected greedy decoding. Ask these prompts one at a time."
+                f"generate_batch received {settings}; expected greedy decoding by no other settings than "
+                f"{', '.join(sorted(_ROW_BY_ROW))}. Ask these prompts one at a time."
             )
         prompt_ids = self._tokenize(prompts, max_new_tokens)
         length, start = max(map(len, prompt_ids)), len(self.prefix_ids)
@@ -249,8 +255,8 @@ def _states(layer: DynamicLayer) -> list[Tensor]:
 
 
 def batchable(sampling: Mapping[str, Any]) -> bool:
-    """Whether answers so decoded may come from one batch: greedily, so that none depends on what was drawn before."""
-    return not sampling.get("do_sample") and sampling.get("num_beams", 1) == 1 and "streamer" not in sampling
+    """Whether answers so decoded may come from one batch: greedily, and by settings that know nothing of the others."""
+    return not sampling.get("do_sample") and sampling.get("num_beams", 1) == 1 and set(sampling) <= _ROW_BY_ROW
 
 
 def _until(ids: Tensor, is_end: Tensor) -> Tensor:

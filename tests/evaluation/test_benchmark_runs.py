@@ -89,7 +89,7 @@ def test_generation_is_as_published(run, task):
 def test_a_letter_is_chosen_after_the_very_prompt_that_is_answered_in_words(run, task):
     asked, chosen = samples(run, task), samples(run, f"{task}_choose")
     assert [sample["input"] for sample in chosen] == [sample["input"] for sample in asked]
-    assert [sample["target"] for sample in chosen] == [sample["target"] for sample in asked]
+    assert [str(sample["target"]) for sample in chosen] == [str(sample["target"]) for sample in asked]
     letters = [sample["filtered_resps"] for sample in chosen]
     numbers = NUM_OPTIONS[task] * (1 if len(NUM_OPTIONS[task]) > 1 else len(letters))
     assert all(letter in tuple("ABCDE"[:number]) for letter, number in zip(letters, numbers, strict=True))

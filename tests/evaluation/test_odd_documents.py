@@ -19,7 +19,7 @@ from lmms_eval_plugin.tasks.documents import checked
 from lmms_eval_plugin.tasks.published import Asked, letter_at, lettered
 
 Rows = list[dict[str, Any]]
-CONFIGS = {"videomme": "videomme", "egoschema": "GENERATION", "nextqa": "MC"}
+CONFIGS = {"videomme": "videomme", "egoschema": "GENERATION", "longvideobench": "default", "nextqa": "MC"}
 
 
 @pytest.fixture
@@ -139,12 +139,14 @@ def test_kaggle_wants_each_video_once(odd, evaluate, no_forward):
         evaluate("benchmark=egoschema")
 
 
-@pytest.mark.parametrize("index", [-1, 5, 99])
-def test_numbers_of_no_option_do_not_stop_the_harness_own_scoring(odd, evaluate, index):
-    odd("nextqa", lambda rows: [rows[0], {**rows[1], "answer": index}])
-    summary = evaluate("benchmark=nextqa")
-    assert summary["readings"]["bimba_nextqa_mc_test"]["no_reference"] == 1
-    assert summary["tasks"]["bimba_nextqa_mc_test"]["n"] == 2
+@pytest.mark.parametrize(("index", "answers"), [(-1, "generate"), (5, "choose"), (99, "generate")])
+@pytest.mark.parametrize("benchmark", ["nextqa", "longvideobench"])
+def test_numbers_of_no_option_do_not_stop_the_harness(odd, evaluate, benchmark, index, answers):
+    column = {"nextqa": "answer", "longvideobench": "correct_choice"}[benchmark]
+    odd(benchmark, lambda rows: [{**rows[0], column: index}, rows[1]])
+    summary = evaluate(f"benchmark={benchmark}", f"answers={answers}")
+    ((task, score),) = summary["tasks"].items()
+    assert (summary["readings"][task]["no_reference"], score["n"]) == (1, 2)
 
 
 def test_what_is_right_is_left_as_it_is(warnings):

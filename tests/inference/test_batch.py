@@ -73,7 +73,7 @@ def test_a_prompt_with_little_room_stops_where_it_would_alone(video):
 
 
 def test_what_a_batch_cannot_keep_is_refused(video):
-    for settings in ({"do_sample": True}, {"num_beams": 2}):
+    for settings in ({"do_sample": True}, {"num_beams": 2}, {"stop_strings": ["x"]}):
         with pytest.raises(BimbaError, match="expected greedy decoding"):
             video.generate_batch(PROMPTS, 4, **settings)
     with pytest.raises(SequenceTooLongError):
