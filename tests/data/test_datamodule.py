@@ -116,7 +116,7 @@ def test_validation_samples_are_held_out(make):
     assert [len(b["input_ids"]) for b in val_batches] == [2, 1]
     other_seed = make(seed=8)
     other_seed.setup("fit")
-    assert other_seed.val_set.indices == data.val_set.indices
+    assert list(other_seed.val_set.indices) == list(data.val_set.indices)
     assert make(val_samples=0).val_dataloader() == []
 
 
