@@ -79,8 +79,8 @@ class Batch(TypedDict, total=False):
     (tiles, 3, height, width) tensor per image likewise, ``image_sizes`` their (width, height). Either may be empty. A
     batch whose samples were all bad has ``bad_samples`` only.
 
-    ``ids``, ``sources`` and ``modalities`` say of each of the B samples which row it is, where that comes from, and what
-    it is about: video, image, multi_image or text.
+    ``ids``, ``sources`` and ``modalities`` say of each of the B samples which row it is, where that comes from, and
+    what it is about: video, image, multi_image or text.
     """
 
     input_ids: Tensor  # (B, L) int64, right-padded

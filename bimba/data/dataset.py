@@ -181,9 +181,8 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         try:
             sample = self._read(index, row["conversations"], kind, paths)
         except (VideoDecodeError, ImageReadError) as error:
-            return BadSample(
-                path=next((str(p) for p in paths if str(error).startswith(str(p))), first), error=str(error)
-            )
+            culprit = next((str(path) for path in paths if str(error).startswith(f"{path}:")), first)
+            return BadSample(path=culprit, error=str(error))
         except SequenceTooLongError as error:  # knows nothing of files
             return BadSample(path=first, error=f"{first}: {error}")
         described = {

@@ -1,7 +1,8 @@
 """The rows of a mixture as one memory-mapped Arrow file: built once, opened by everybody at almost no cost.
 
-A million rows as Python objects are two gigabytes in every worker, copied page by page by the mere counting of references
-to them. Here a row is bytes in a file that all processes of a machine map, and only the pages that are read are in memory.
+A million rows as Python objects are two gigabytes in every worker, copied page by page by the mere counting of
+references to them. Here a row is bytes in a file that all processes of a machine map, and only the pages that are read
+are in memory.
 
 An index belongs to the *contents* of the annotation files and to what is taken of them, not to their names: a copied or
 touched file is recognised. Two processes that ask at once build once, and an index is there whole or not at all.
@@ -240,9 +241,8 @@ class _Builder:
             return None
         name = row.get("id")
         if name is not None and ids.setdefault(str(name), number) != number:
-            self.duplicates.add(
-                position, number, f"the id {name!r} is that of {kind_of_number(source.path)} {ids[str(name)]} too."
-            )
+            first = f"{kind_of_number(source.path)} {ids[str(name)]}"
+            self.duplicates.add(position, number, f"the id {name!r} is that of {first} too.")
         texts = [turn["value"] for turn in row["conversations"]]
         kind, paths = media_of(row)
         several = kind == IMAGE and len(paths) > 1

@@ -1,7 +1,7 @@
 """Which sample comes next: the global order of an epoch, and each rank's part of it.
 
-What stands at position p of the global order follows from (seed, epoch, p) alone. Ranks take turns at it, so a step sees
-the same samples on any number of them, and a run that goes on needs to know only how far the order was worked off.
+What stands at position p of the global order follows from (seed, epoch, p) alone. Ranks take turns at it, so a step
+sees the same samples on any number of them, and a run that goes on needs to know only how far the order was worked off.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from bimba.types import BimbaError
 class EpochSampler(Sampler[int]):
     """The samples of one rank, in an order that (seed, epoch) fixes.
 
-    Rank r takes every ``world_size``-th batch from the r-th on. Lightning, which calls ``set_epoch``, resumes an epoch in
-    the order it had.
+    Rank r takes every ``world_size``-th batch from the r-th on. Lightning, which calls ``set_epoch``, resumes an epoch
+    in the order it had.
 
     Args:
         num_samples: size of the data set.
