@@ -17,7 +17,7 @@ from bimba.data.dataset import Processor, TooLong, VideoQADataset
 from bimba.data.mixture import Mixture, read_mixture
 from bimba.data.order import by_length, by_modality_and_length
 from bimba.data.recipe import recipe_named
-from bimba.data.sampler import BudgetSampler, EpochSampler
+from bimba.data.sampler import BudgetBatches, EpochSampler
 from bimba.types import Batch, BimbaError, ShortVideos
 
 _VALIDATION_SEED = 0  # which samples are held out must not depend on the seed of a run, or runs could not be compared
@@ -132,7 +132,7 @@ class VideoQADataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         if self.max_batch_tokens is not None:
-            return self._loader(self.train_set, batch_sampler=self._budget_sampler(self.max_batch_tokens))
+            return self._loader(self.train_set, batch_sampler=self._budget_batches(self.max_batch_tokens))
         sampler = EpochSampler(
             len(self.train_set),
             self.global_batch_size,
@@ -182,29 +182,22 @@ class VideoQADataModule(L.LightningDataModule):
         num_batches = self.global_batch_size // self.batch_size
         return np.array(_ORDERS[self.sample_order](lengths.tolist(), self.batch_size, num_batches, generator))
 
-    def _budget_sampler(self, budget: int) -> BudgetSampler:
-        per_step = self.global_batch_size // self.batch_size
-
+    def _budget_batches(self, budget: int) -> BudgetBatches:
         def done() -> int:
-            return self._batches_done() % sampler.num_used
+            return self._batches_done() % batches.sampler.num_used
 
-        sampler = BudgetSampler(
+        batches = BudgetBatches(
             self.dataset.estimated_tokens()[self._train_indices],
             self.dataset.modalities[self._train_indices],
             budget,
             self.batch_size,
-            per_step,
+            self.global_batch_size // self.batch_size,
             seed=self.seed,
             rank=self._rank,
             world_size=self._world_size,
             done=done,
         )
-        if not sampler.num_used:
-            raise BimbaError(
-                f"{self.annotations}: too few batches of {budget} tokens (data.max_batch_tokens) for one step of "
-                f"{per_step} (data.global_batch_size / data.batch_size). Lower one of them."
-            )
-        return sampler
+        return batches
 
     def _loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Batch]:
         return DataLoader(

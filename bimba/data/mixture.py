@@ -228,4 +228,5 @@ def _alternatives(pattern: str) -> list[str]:
     if found is None:
         return [pattern]
     head, tail = pattern[: found.start()], pattern[found.end() :]
-    return [path for choice in found[1].split(",") for path in _alternatives(f"{head}{choice.strip()}{tail}")]
+    paths = [path for choice in found[1].split(",") for path in _alternatives(f"{head}{choice.strip()}{tail}")]
+    return list(dict.fromkeys(paths))  # braces within braces name the same path several times

@@ -1,8 +1,8 @@
 """Annotation files in LLaVA's format: their rows, and what is wrong with a row.
 
 A row is ``{"id": ..., "video": path, "conversations": [{"from": "human", "value": "<image>\\nWho scored?"},
-{"from": "gpt", "value": "Number 7."}]}``. Instead of ``video`` it may have ``image``; either may be a list of paths, and
-a conversation about nothing seen has neither. Each medium has one ``<image>`` tag, in order. ``data_source`` says where
+{"from": "gpt", "value": "Number 7."}]}``. Instead of ``video`` it may have ``image``; either may be a list of paths.
+A conversation about nothing seen has neither. Each medium has one ``<image>`` tag, in order. ``data_source`` says where
 the row comes from; other keys are kept aside.
 """
 

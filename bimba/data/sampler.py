@@ -7,6 +7,7 @@ sees the same samples on any number of them, and a run that goes on needs to kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -75,11 +76,11 @@ class EpochSampler(Sampler[int]):
         return self.num_used // self.world_size
 
 
-class BudgetSampler(Sampler[list[int]]):
+class BudgetBatches(Sampler[list[int]]):
     """Batches of as many samples as fit into a number of tokens, padding included.
 
-    Which samples share a batch is fixed for a run: those of a kind and of about equal length. Each epoch shuffles the
-    batches.
+    Which samples share a batch is fixed for a run: those of a kind and of about equal length. An epoch shuffles the
+    batches as it would shuffle samples.
 
     Args:
         tokens: (samples,) length of each sequence.
@@ -87,8 +88,11 @@ class BudgetSampler(Sampler[list[int]]):
         budget: the most tokens of a batch: its number of samples times its longest.
         most: the most samples of a batch.
         multiple_of: the epoch is cut to a multiple of so many batches.
-        seed, rank, world_size: as for :class:`EpochSampler`.
-        done: how many batches of all ranks a resumed run has already trained on in its first epoch.
+        seed: of which samples share a batch, and of the order of batches.
+        sampler: other arguments of the ``EpochSampler`` of batches.
+
+    Attributes:
+        sampler: the order of the batches; Lightning tells it the epoch.
 
     Raises:
         BimbaError: a sample alone is over the budget.
@@ -103,9 +107,7 @@ class BudgetSampler(Sampler[list[int]]):
         multiple_of: int,
         *,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        done: Callable[[], int] | None = None,
+        **sampler: Any,
     ):
         if (over := int((tokens > budget).sum())) > 0:
             raise BimbaError(
@@ -116,25 +118,15 @@ class BudgetSampler(Sampler[list[int]]):
         chance = np.random.default_rng([seed, 0]).permutation(len(tokens))
         self._samples = np.lexsort((chance, tokens, kinds))
         self._ends = _cut(tokens[self._samples], kinds[self._samples], budget, most)
-        self.num_used = len(self._ends) - len(self._ends) % multiple_of
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self._done = done
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.sampler = EpochSampler(len(self._ends), multiple_of, shuffle=True, seed=seed, **sampler)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self._ends))[: self.num_used]
-        done, self._done = self._done, None
-        for batch in order[done() if done is not None else 0 :][self.rank :: self.world_size]:
+        for batch in self.sampler:
             start = self._ends[batch - 1] if batch else 0
             yield self._samples[start : self._ends[batch]].tolist()
 
     def __len__(self) -> int:
-        return self.num_used // self.world_size
+        return len(self.sampler)
 
 
 def _cut(tokens: np.ndarray, kinds: np.ndarray, budget: int, most: int) -> np.ndarray:
