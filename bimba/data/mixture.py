@@ -151,12 +151,12 @@ def read_mixture(
     Args:
         video_root, image_root: see :class:`Mixture`; ``image_root`` None: the ``video_root``.
         annotation_root: what relative ``json_path``, ``video_folder`` and ``image_folder`` start from. None: the
-            folder of the YAML file, or the current one.
+            folder of the YAML file; of entries the ``video_root``.
 
     Raises:
         BimbaError: no such file, not a mixture, or one that names what is not there: all of it is listed.
     """
-    name, start = "data.mixture", Path()
+    name, start = "data.mixture", Path() if video_root is None else Path(video_root)
     if isinstance(mixture, str | os.PathLike):
         name, start = os.fspath(mixture), Path(mixture).parent
         entries = _entries(Path(mixture))
