@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from bimba.data.index import MODALITIES, Index, check, open_index
-from bimba.data.media import read_image, read_video
+from bimba.data.media import image_size, read_image, read_video
 from bimba.data.mixture import Mixture
 from bimba.data.prompt import MEDIUM_TAG, time_instruction
 from bimba.data.recipe import DEFAULT, Recipe
@@ -70,7 +70,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
             frames "repeat"; None: as the recipe says.
         too_long: what becomes of a longer sequence: "skip" makes it a bad sample; "drop_turns" takes questions and
             their answers from its end until it fits, and skips it if the first alone does not.
-        skip_bad_rows, allow_duplicate_ids: see ``index.check``.
+        skip_bad_rows, allow_duplicate_ids, empty_allowed: see ``index.check``.
 
     Attributes:
         index: of the rows.
@@ -92,6 +92,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         too_long: TooLong = "skip",
         skip_bad_rows: bool = False,
         allow_duplicate_ids: bool = False,
+        empty_allowed: bool = False,
     ):
         if not isinstance(annotations, Mixture):
             if video_folder is None:
@@ -109,7 +110,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         self.short_videos = recipe.short_videos if short_videos is None else short_videos
         check_short_videos(self.short_videos)
         self.index: Index = open_index(self.mixture, recipe.literal_tags)
-        check(self.index, self.mixture, skip_bad_rows, allow_duplicate_ids)
+        check(self.index, self.mixture, skip_bad_rows, allow_duplicate_ids, empty_allowed)
         self._check_media()
 
     def __len__(self) -> int:
@@ -163,6 +164,25 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
             folder = self.mixture.image_root if source.image_folder is None else source.image_folder
         # _check_media has seen to it that there is a folder wherever there are names.
         return kind, [Path(folder or "") / name for name in names]
+
+    def count_tokens(self, index: int) -> int | None:
+        """How long the sequence of one sample is, without the time instruction; None: an image that cannot be read.
+
+        Of videos nothing is read, of images their size.
+        """
+        turns = self.row(index)["conversations"]
+        kind, paths = self.media_paths(index)
+        try:
+            sizes = [image_size(path) for path in paths] if kind == IMAGE else []
+        except ImageReadError:
+            return None
+        if kind == VIDEO:
+            counts = [self.processor.num_video_tokens(self.num_frames)] * len(paths)
+        else:
+            counts = [self.processor.num_image_tokens(size, whole=len(sizes) > 1) for size in sizes]
+        medium_token = IMAGE_TOKEN if sizes else VIDEO_TOKEN
+        sample = tokenize_conversation(turns, self.processor.tokenizer, counts, None, self.recipe, medium_token)
+        return len(sample["input_ids"])
 
     def __getitem__(self, index: int) -> dict[str, Any] | BadSample:
         """A sample, or a ``BadSample`` for a medium that cannot be read, a short video, or a sequence that is too long.

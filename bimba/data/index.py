@@ -273,7 +273,13 @@ class _Problems:
             self.first.append((file, number, why))
 
 
-def check(index: Index, mixture: Mixture, skip_bad_rows: bool = False, allow_duplicate_ids: bool = False) -> None:
+def check(
+    index: Index,
+    mixture: Mixture,
+    skip_bad_rows: bool = False,
+    allow_duplicate_ids: bool = False,
+    empty_allowed: bool = False,
+) -> None:
     """Raises a BimbaError that lists what is wrong with a mixture, unless it is to be put up with."""
     listed: list[str] = []
     if index.num_problems and not skip_bad_rows:
@@ -287,7 +293,7 @@ def check(index: Index, mixture: Mixture, skip_bad_rows: bool = False, allow_dup
         listed += _list(index.duplicates, index.num_duplicates, mixture, "Rows that have another row's id", remedy)
     if listed:
         raise BimbaError(f"{mixture.name}: " + "\n".join(listed))
-    if not len(index):
+    if not len(index) and not empty_allowed:
         raise BimbaError(f"{mixture.name}: no rows. Expected at least one conversation that can be used.")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,22 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ImageReadError: there is none, or it is damaged.
     """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file, as its header says.
+
+    Raises:
+        ImageReadError: as of :func:`read_image`.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
         what = "a folder" if path.is_dir() else "there is no such file"
         raise ImageReadError(f"{path}: {what}. Expected an image; images are read from local files only.")
@@ -83,7 +101,7 @@ def read_image(path: Path) -> Image.Image:
         with warnings.catch_warnings():  # a very large picture is read; Pillow itself refuses one twice as large
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return image.convert("RGB")
+                yield image
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         # SyntaxError: Pillow's word for a broken PNG.
         raise ImageReadError(f"{path}: not an image that can be read ({error}). {FETCH_AGAIN}") from error
