@@ -22,7 +22,8 @@ from bimba.types import BimbaError, ImageReadError, ShortVideoError, VideoDecode
 _FRAMES = 3  # read of each video: its first, its middle, its last
 _SEED = 0  # of which samples and media are looked at
 _AHEAD = 64  # media per thread that are known of in advance: a list of millions would be memory
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)

@@ -116,16 +116,17 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra.errors import HydraException
 
     roots = (Path(bimba.data.__path__[0]).parents[1], Path.cwd())
-    root = next((root for root in roots if (root / "conf" / "train.yaml").is_file()), None)
+    root = next((root for root in roots if (root / "conf" / "data").is_dir()), None)
     if root is None:
         raise BimbaError(f"{name}: no such file, and no folder conf here. Give a file, or run this in the repository.")
-    os.environ.setdefault("BIMBA_ROOT", str(root))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(root / "conf"), version_base="1.3"):
-            return compose("train", [f"data={name}", *overrides])
+            cfg = compose("train", [f"data={name}", *overrides])
     except HydraException as error:
         raise BimbaError(f"{name}: neither a file nor data of conf/data: {error}") from error
+    cfg.paths.root = os.environ.get("BIMBA_ROOT", str(root))  # as train.py has it
+    return cfg
 
 
 def _processor(checkpoint: str) -> Any:
@@ -182,16 +183,11 @@ def print_findings(found: Findings, console: Console) -> None:
     bars = histogram(found.lengths)
     if bars:
         most = max(count for *_, count in bars)
-        rows = [
-            [f"{first:,} to {last:,}", "█" * round(_BAR_WIDTH * count / most), f"{count:,}"]
-            for first, last, count in bars
-        ]
-        print_table(
-            f"Tokens of {len(found.lengths):,} samples ({found.tokenizer}; the limit is {found.max_length:,})",
-            ("Tokens", "", "Samples"),
-            rows,
-            console,
-        )
+        limit = f"{found.tokenizer}; the limit is {found.max_length:,}"
+        console.print(f"Tokens of {len(found.lengths):,} samples ({limit})", style="italic", markup=False)
+        for first, last, count in bars:
+            bar = "█" * round(_BAR_WIDTH * count / most)
+            console.print(f"{f'{first:,} to {last:,}':>20}  {bar} {count:,}", markup=False, highlight=False)
     console.print(f"{found.num_read:,} of {found.num_media:,} media decoded.")
     for kind, number in found.num_troubles.items():
         console.print(f"\n{kind}: {number:,}", style="bold", markup=False)
