@@ -206,7 +206,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         except SequenceTooLongError as error:  # knows nothing of files
             return BadSample(path=first, error=f"{first}: {error}")
         described = {
-            "id": str(row.get("id", self.where(index))),
+            "id": self.where(index) if row.get("id") is None else str(row["id"]),
             "source": self.index.source(index),
             "modality": self.index.modality(index),
         }

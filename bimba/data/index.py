@@ -182,7 +182,9 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def _build(mixture: Mixture, literal_tags: bool, destination: Path) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=".partial.", dir=destination.parent))
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
+    partial.mkdir()
     try:
         builder = _Builder(literal_tags)
         with pa.OSFile(str(partial / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:

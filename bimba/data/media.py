@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bimba.data.sampling import uniform_indices
-from bimba.data.video import FETCH_AGAIN, check_short_videos, read_frames
+from bimba.data.video import check_short_videos, read_frames
 from bimba.types import Frames, ImageReadError, ShortVideoError, ShortVideos, VideoDecodeError
 
 FRAME_FOLDER_FPS = 2.0  # of folders of frames, as in LLaVA's training
@@ -104,4 +104,4 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 yield image
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         # SyntaxError: Pillow's word for a broken PNG.
-        raise ImageReadError(f"{path}: not an image that can be read ({error}). {FETCH_AGAIN}") from error
+        raise ImageReadError(f"{path}: not an image that can be read ({error}). Copy the file again.") from error
