@@ -74,7 +74,9 @@ class VideoQADataModule(L.LightningDataModule):
         self.recipe = recipe_named(recipe)
         if sample_order is None:
             sample_order = "by_modality_and_length" if self.recipe.sample_order == "by_length" else "shuffled"
-        for key, value, expected in (
+        for key, value, expected in (  # before files are made or looked for
+            ("short_videos", self.recipe.short_videos if short_videos is None else short_videos, get_args(ShortVideos)),
+            ("too_long", too_long, get_args(TooLong)),
             ("sample_order", sample_order, get_args(SampleOrder)),
             ("bad_rows", bad_rows, ("error", "skip")),
             ("duplicate_ids", duplicate_ids, ("error", "allow")),

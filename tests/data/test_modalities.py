@@ -191,7 +191,7 @@ def test_lengths_are_negative_without_a_medium(dataset):
 
 
 def test_unknown_options(root, processor):
-    for option in ("sample_order", "bad_rows", "duplicate_ids"):
+    for option in ("short_videos", "too_long", "sample_order", "bad_rows", "duplicate_ids"):
         with pytest.raises(BimbaError, match=rf"data\.{option} is 'x'; expected one of"):
             module(root, processor, **{option: "x"})
 
