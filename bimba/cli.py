@@ -1,4 +1,5 @@
-"""The console script ``bimba``: ``ask`` a video something, ``convert`` a checkpoint, ``doctor`` examines this machine.
+"""The console script ``bimba``: ``ask`` a video something, ``convert`` a checkpoint, ``doctor`` examines this machine,
+``data check`` examines training data.
 
 ``egoschema-submission`` makes a file for Kaggle of an evaluation's answers.
 
@@ -72,12 +73,73 @@ def build_parser() -> argparse.ArgumentParser:
     submission.add_argument("destination", metavar="CSV", help="file to write")
     submission.set_defaults(run=run_egoschema_submission)
 
+    check = _add_data_check(commands)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run_doctor)
-    for command in (ask, convert, submission, doctor):  # also after it; SUPPRESS keeps it from undoing the one before
+    for command in (
+        ask,
+        convert,
+        submission,
+        check,
+        doctor,
+    ):  # also after it; SUPPRESS keeps it from undoing the one before
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _add_data_check(commands: Any) -> argparse.ArgumentParser:
+    data = commands.add_parser("data", help="what is wrong with training data")
+    check: argparse.ArgumentParser = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "check",
+        help="find missing files, unreadable videos, malformed rows, long samples",
+        description="Checks training data before a GPU waits for it. Exits with 1 if something is wrong.",
+        epilog="example: bimba data check mixture.yaml --video-root LLaVA-Video-178K --all --html check.html",
+    )
+    check.add_argument(
+        "mixture", metavar="MIXTURE", help="a mixture (.yaml), annotations (.json, .jsonl), or conf/data's"
+    )
+    check.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the configuration, for such a name")
+    check.add_argument("--video-root", metavar="FOLDER", help="holds the videos, by data_source")
+    check.add_argument("--image-root", metavar="FOLDER", help="holds the images (default: the video root)")
+    check.add_argument("--annotation-root", metavar="FOLDER", help="where relative json_paths start")
+    check.add_argument("--checkpoint", help="whose tokens are counted (default: the configuration's, or bimba-tiny)")
+    check.add_argument("--frames", type=int, metavar="N", help="frames read of each video (default: the checkpoint's)")
+    check.add_argument("--max-length", type=int, metavar="N", help="the longest sample, in tokens")
+    check.add_argument("--sample", type=int, default=200, metavar="N", help="media to decode (default: %(default)s)")
+    check.add_argument("--all", action="store_true", help="decode and tokenise all of them")
+    check.add_argument("--workers", type=int, default=4, metavar="N", help="threads that decode (default: %(default)s)")
+    check.add_argument("--html", metavar="FILE", help="write the findings as a page, too")
+    check.set_defaults(run=run_data_check)
+    return check
+
+
+def run_data_check(arguments: argparse.Namespace) -> int:
+    if arguments.sample < 0 or arguments.workers < 1:
+        raise BimbaError("--sample takes 0 or more media, --workers 1 or more threads.")
+    _hush_libraries()
+    from rich.console import Console
+
+    from bimba.report.data_check import check, find_data, print_findings
+    from bimba.report.data_html import write_html
+
+    data, tokenizer = find_data(
+        arguments.mixture,
+        arguments.overrides,
+        arguments.checkpoint,
+        arguments.video_root,
+        arguments.image_root,
+        arguments.annotation_root,
+        arguments.frames,
+        arguments.max_length,
+    )
+    sample = None if arguments.all else arguments.sample
+    found = check(data, tokenizer, sample, arguments.workers, Console(stderr=True).print)
+    print_findings(found, Console())
+    if arguments.html:
+        write_html(Path(arguments.html), found)
+        print(f"The findings are in {arguments.html}.")
+    return 1 if found.num_troubles else 0
 
 
 def run_ask(arguments: argparse.Namespace) -> int:

@@ -32,6 +32,10 @@ class ShortVideoError(VideoDecodeError):
     """A video with fewer frames than asked for. The message names the file and gives both numbers."""
 
 
+class ImageReadError(BimbaError):
+    """An image file that cannot be read. The message names the file."""
+
+
 class SequenceTooLongError(BimbaError):
     """A sample longer than the model's limit. The message gives both lengths."""
 
@@ -71,12 +75,21 @@ class Batch(TypedDict, total=False):
     """What collate hands to the model.
 
     ``pixel_values_videos`` holds one (T, 3, height, width) float tensor per video, in the order in which the
-    videos' placeholder tokens appear in ``input_ids``; videos may differ in T. A batch whose samples were all
-    bad has ``bad_samples`` only.
+    videos' placeholder tokens appear in ``input_ids``; videos may differ in T. ``pixel_values_images`` holds one
+    (tiles, 3, height, width) tensor per image likewise, ``image_sizes`` their (width, height). Either may be empty. A
+    batch whose samples were all bad has ``bad_samples`` only.
+
+    ``ids``, ``sources`` and ``modalities`` say of each of the B samples which row it is, where that comes from, and
+    what it is about: video, image, multi_image or text.
     """
 
     input_ids: Tensor  # (B, L) int64, right-padded
     attention_mask: Tensor  # (B, L) int64, 1 = token, 0 = padding
     labels: Tensor  # (B, L) int64, -100 = not trained on
     pixel_values_videos: list[Tensor]
+    pixel_values_images: list[Tensor]
+    image_sizes: list[tuple[int, int]]
+    ids: list[str]
+    sources: list[str]
+    modalities: list[str]
     bad_samples: list[BadSample]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ if not torch.cuda.is_available():  # the GPU's kernels run in Triton's interpret
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # inherited by the commands that tests run
 os.environ["WANDB_MODE"] = "offline"
+os.environ["BIMBA_INDEX_DIR"] = tempfile.mkdtemp(prefix="bimba-test-index-")  # not the user's cache
+atexit.register(shutil.rmtree, os.environ["BIMBA_INDEX_DIR"])
 sys.path.insert(0, str(Path(__file__).parent))
 
 

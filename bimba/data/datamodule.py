@@ -2,81 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from bimba.data.collate import collate
-from bimba.data.dataset import Processor, VideoQADataset
-from bimba.data.order import by_modality_and_length
+from bimba.data.dataset import Processor, TooLong, VideoQADataset
+from bimba.data.mixture import Mixture, read_mixture
+from bimba.data.order import by_length, by_modality_and_length
 from bimba.data.recipe import recipe_named
+from bimba.data.sampler import BudgetBatches, EpochSampler
 from bimba.types import Batch, BimbaError, ShortVideos
 
 _VALIDATION_SEED = 0  # which samples are held out must not depend on the seed of a run, or runs could not be compared
-
-
-class EpochSampler(Sampler[int]):
-    """The samples of one rank, in an order that (seed, epoch) fixes.
-
-    Rank r takes every ``world_size``-th sample from the r-th on. So the samples of an optimizer step are the same for
-    any number of ranks. Lightning, which calls ``set_epoch``, resumes an epoch in the order it had.
-
-    Args:
-        num_samples: size of the data set.
-        multiple_of: the epoch is cut to a multiple of this; what is cut off changes with each shuffle.
-        done: how many samples of this rank a resumed run has already trained on in its first epoch. Asked for when
-            that epoch begins: Lightning makes its loaders before it restores its counters.
-        order: a shuffle other than the plain one: a source of chance to the indices in order.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        multiple_of: int,
-        *,
-        shuffle: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        done: Callable[[], int] | None = None,
-        order: Callable[[np.random.Generator], np.ndarray] | None = None,
-    ):
-        self.num_samples = num_samples
-        self.num_used = num_samples - num_samples % multiple_of
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self._done = done
-        self._order = order
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.arange(self.num_samples)
-        if self.shuffle:
-            chance = np.random.default_rng([self.seed, self.epoch])
-            order = self._order(chance) if self._order is not None else chance.permutation(order)
-        mine = order[: self.num_used][self.rank :: self.world_size].tolist()
-        done, self._done = self._done, None  # only the epoch that a run begins with can be half done
-        return iter(mine[done() if done is not None else 0 :])
-
-    def __len__(self) -> int:
-        return self.num_used // self.world_size
+SampleOrder = Literal["shuffled", "by_length", "by_modality_and_length"]
+_ORDERS = {"by_length": by_length, "by_modality_and_length": by_modality_and_length}
 
 
 class VideoQADataModule(L.LightningDataModule):
-    """Training and validation batches from one annotation file in LLaVA-Video-178K's format.
+    """Training and validation batches from annotations in LLaVA's format.
 
     Args:
-        annotations, video_folder, processor, num_frames, max_length, short_videos: see ``VideoQADataset``.
+        annotations, video_folder, processor, num_frames, max_length, short_videos, too_long: see ``VideoQADataset``.
         global_batch_size: samples per optimizer step over all ranks; each epoch is cut to a multiple of it.
         batch_size: samples per rank and forward pass.
         num_workers: processes that read videos, per rank; 0 reads them in the training process.
@@ -84,12 +37,19 @@ class VideoQADataModule(L.LightningDataModule):
         seed: of the shuffle.
         prepare: writes the files if they are not there yet, such as ``needle_files.generate_splits``; called once.
         recipe: "default" or "original", see ``bimba.data.recipe``.
+        sample_order: "shuffled"; "by_length": the samples of a step are dealt to its batches so that these are of about
+            equal length; "by_modality_and_length": and samples with and without a medium never share a step. None: as
+            the recipe says, whose "by_length" is the last.
+        max_batch_tokens: batches are of as many samples as fit into so many tokens, at most ``batch_size``; a step then
+            has at most ``global_batch_size``. Lengths are estimates. None: ``batch_size`` samples always.
+        bad_rows: malformed rows are an "error", or "skip" leaves them out.
+        duplicate_ids: that two rows of a file have the same id is an "error", or "allow" keeps both.
     """
 
     def __init__(
         self,
-        annotations: str,
-        video_folder: str,
+        annotations: str | Mixture,
+        video_folder: str | None,
         processor: Processor,
         num_frames: int,
         max_length: int,
@@ -101,23 +61,51 @@ class VideoQADataModule(L.LightningDataModule):
         short_videos: ShortVideos | None = None,
         prepare: Callable[[], object] | None = None,
         recipe: str = "default",
+        sample_order: SampleOrder | None = None,
+        max_batch_tokens: int | None = None,
+        too_long: TooLong = "skip",
+        bad_rows: Literal["error", "skip"] = "error",
+        duplicate_ids: Literal["error", "allow"] = "error",
     ):
         super().__init__()
         pad_token_id = processor.tokenizer.pad_token_id
         if pad_token_id is None:
             raise BimbaError("The tokenizer has no pad token; set tokenizer.pad_token (Qwen2's is <|endoftext|>).")
         self.recipe = recipe_named(recipe)
+        if sample_order is None:
+            sample_order = "by_modality_and_length" if self.recipe.sample_order == "by_length" else "shuffled"
+        for key, value, expected in (  # before files are made or looked for
+            ("short_videos", self.recipe.short_videos if short_videos is None else short_videos, get_args(ShortVideos)),
+            ("too_long", too_long, get_args(TooLong)),
+            ("sample_order", sample_order, get_args(SampleOrder)),
+            ("bad_rows", bad_rows, ("error", "skip")),
+            ("duplicate_ids", duplicate_ids, ("error", "allow")),
+        ):
+            if value not in expected:
+                raise BimbaError(f"data.{key} is {value!r}; expected one of {', '.join(expected)}.")
         self._open = partial(
-            VideoQADataset, annotations, video_folder, processor, num_frames, max_length, self.recipe, short_videos
+            VideoQADataset,
+            annotations,
+            video_folder,
+            processor,
+            num_frames,
+            max_length,
+            self.recipe,
+            short_videos,
+            too_long,
+            skip_bad_rows=bad_rows == "skip",
+            allow_duplicate_ids=duplicate_ids == "allow",
         )
         self._collate = partial(collate, pad_token_id=pad_token_id)
-        self.annotations = annotations
+        self.annotations = annotations.name if isinstance(annotations, Mixture) else annotations
         self.global_batch_size = global_batch_size
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.val_samples = val_samples
         self.seed = seed
         self.prepare = prepare
+        self.sample_order = sample_order
+        self.max_batch_tokens = max_batch_tokens
 
     def prepare_data(self) -> None:
         if self.prepare is not None:
@@ -137,56 +125,108 @@ class VideoQADataModule(L.LightningDataModule):
                 f"out, leave too few for one step of {self.global_batch_size} (data.global_batch_size). Lower one of "
                 "the two."
             )
-        order = np.random.default_rng(_VALIDATION_SEED).permutation(len(dataset)).tolist()
-        self.train_set = Subset(dataset, sorted(order[self.val_samples :]))
-        self._train_lengths = dataset.lengths[self.train_set.indices].tolist()
-        self.val_set = Subset(dataset, sorted(order[: self.val_samples]))
+        order = np.random.default_rng(_VALIDATION_SEED).permutation(len(dataset))
+        # Numbers of numpy's: a list of a million objects would be copied into every worker.
+        self._train_indices = np.sort(order[self.val_samples :])
+        self.dataset = dataset
+        self.train_set = Subset(dataset, self._train_indices)  # type: ignore[arg-type]
+        self.val_set = Subset(dataset, np.sort(order[: self.val_samples]))  # type: ignore[arg-type]
+
+    def open_anyway(self) -> VideoQADataset:
+        """The annotations with whatever is wrong with them, for who looks into that."""
+        return self._open(skip_bad_rows=True, allow_duplicate_ids=True, empty_allowed=True)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_set, shuffle=True, multiple_of=self.global_batch_size)
+        if self.max_batch_tokens is not None:
+            return self._loader(self.train_set, batch_sampler=self._budget_batches(self.max_batch_tokens))
+        sampler = EpochSampler(
+            len(self.train_set),
+            self.global_batch_size,
+            shuffle=True,
+            seed=self.seed,
+            rank=self._rank,
+            world_size=self._world_size,
+            batch_size=self.batch_size,
+            done=self._done,
+            order=self._ordered if self.sample_order in _ORDERS else None,
+        )
+        return self._loader(self.train_set, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         if not self.val_samples:
             return []
-        return self._loader(self.val_set, shuffle=False, multiple_of=self._world_size)
+        sampler = EpochSampler(
+            len(self.val_set), self._world_size, shuffle=False, rank=self._rank, world_size=self._world_size
+        )
+        return self._loader(self.val_set, batch_size=self.batch_size, sampler=sampler)
 
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
     def _done(self) -> int:
-        """Samples of this rank that the steps of an interrupted epoch have used."""
+        """Samples of all ranks that the steps of an interrupted epoch have used."""
+        per_epoch = len(self.train_set) - len(self.train_set) % self.global_batch_size
+        return self._batches_done() * self.batch_size % per_epoch
+
+    def _batches_done(self) -> int:
+        """Batches of all ranks that the run's steps have used."""
         if self.trainer is None:
             return 0
-        samples = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.batch_size
-        per_epoch = (len(self.train_set) // self.global_batch_size) * self.global_batch_size // self._world_size
-        return samples % per_epoch
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches * self._world_size
 
-    def _by_length(self, chance: np.random.Generator) -> np.ndarray:
-        """Whole steps of (batches, ranks, samples), written so that the sampler's dealing keeps batches together."""
+    def _ordered(self, chance: np.random.Generator) -> np.ndarray:
+        """The training samples in whole steps, batch by batch."""
         generator = torch.Generator().manual_seed(int(chance.integers(2**63)))
+        lengths = self.dataset.lengths[self._train_indices]
+        if self.sample_order == "by_length":
+            lengths = np.abs(lengths)
         num_batches = self.global_batch_size // self.batch_size
-        order = by_modality_and_length(self._train_lengths, self.batch_size, num_batches, generator)
-        whole_steps = np.array(order[: len(order) - len(order) % self.global_batch_size])
-        return whole_steps.reshape(-1, self._world_size, self.batch_size).swapaxes(1, 2).ravel()
+        return np.array(_ORDERS[self.sample_order](lengths.tolist(), self.batch_size, num_batches, generator))
 
-    def _loader(self, samples: Dataset[Any], *, shuffle: bool, multiple_of: int) -> DataLoader[Batch]:
-        sampler = EpochSampler(
-            len(samples),  # type: ignore[arg-type]  # a Subset
-            multiple_of,
-            shuffle=shuffle,
+    def _budget_batches(self, budget: int) -> BudgetBatches:
+        def done() -> int:
+            return self._batches_done() % batches.sampler.num_used
+
+        batches = BudgetBatches(
+            self.dataset.estimated_tokens()[self._train_indices],
+            self.dataset.modalities[self._train_indices],
+            budget,
+            self.batch_size,
+            self.global_batch_size // self.batch_size,
             seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer is not None else 0,
+            rank=self._rank,
             world_size=self._world_size,
-            done=self._done if shuffle else None,
-            order=self._by_length if shuffle and self.recipe.sample_order == "by_length" else None,
+            done=done,
         )
+        return batches
+
+    def _loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Batch]:
         return DataLoader(
             samples,
-            batch_size=self.batch_size,
-            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=self._collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            **batches,
         )
+
+
+def mixture_data(
+    mixture: str | os.PathLike[str] | Sequence[Mapping[str, Any]],
+    video_root: str | None = None,
+    image_root: str | None = None,
+    annotation_root: str | None = None,
+    **options: Any,
+) -> VideoQADataModule:
+    """The data module of a mixture.
+
+    Args:
+        mixture, video_root, image_root, annotation_root: see ``mixture.read_mixture``.
+        options: the other arguments of :class:`VideoQADataModule`.
+    """
+    return VideoQADataModule(read_mixture(mixture, video_root, image_root, annotation_root), None, **options)

@@ -1,31 +1,46 @@
-"""Annotations and videos to training samples: the rows of a LLaVA-Video-178K file, read one video at a time.
+"""Annotations and media to training samples: the rows of a mixture, read one at a time.
 
-A row is ``{"id": ..., "video": path, "conversations": [{"from": "human", "value": "<image>\\nWho scored?"},
-{"from": "gpt", "value": "Number 7."}]}``; other keys are kept aside. Every row is checked when the file is opened, so
-that a broken one stops a run at its start and not after hours.
+Every row is checked when the data set is opened, so that a broken one stops a run at its start and not after hours.
+What a row is, :mod:`bimba.data.rows` says; which rows of which files there are, :mod:`bimba.data.mixture`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
+from bimba.data.index import MODALITIES, Index, check, open_index
+from bimba.data.media import image_size, read_image, read_video
+from bimba.data.mixture import Mixture
 from bimba.data.prompt import MEDIUM_TAG, time_instruction
 from bimba.data.recipe import DEFAULT, Recipe
+from bimba.data.rows import IMAGE, VIDEO, media_of, place
 from bimba.data.sampling import original_step
-from bimba.data.tokenize import Conversation, tokenize_conversation
+from bimba.data.tokenize import IMAGE_TOKEN, VIDEO_TOKEN, Conversation, tokenize_conversation
 from bimba.data.transform import frames_to_pixels
-from bimba.data.video import check_short_videos, read_frames
-from bimba.types import BadSample, BimbaError, Frames, SequenceTooLongError, ShortVideos, VideoDecodeError
+from bimba.data.video import check_short_videos
+from bimba.types import (
+    BadSample,
+    BimbaError,
+    Frames,
+    ImageReadError,
+    SequenceTooLongError,
+    ShortVideos,
+    VideoDecodeError,
+)
+
+TooLong = Literal["skip", "drop_turns"]  # of a sample over the limit: skip and count it, or drop its last turns first
+_BYTES_PER_TOKEN = 3.0  # of text: English has about 4.5, so that estimates are rather too long than too short
+_MARKUP_TOKENS = 6  # around each turn
+_LARGE_IMAGE = (100_000, 100_000)  # pixels: makes about as many tokens as an image can have
 
 
 class Processor(Protocol):
@@ -36,99 +51,245 @@ class Processor(Protocol):
 
     def num_video_tokens(self, num_frames: int) -> int: ...
 
+    def num_image_tokens(self, image_size: tuple[int, int], whole: bool = False) -> int: ...
+
+    def image_tiles(self, image: Image.Image, whole: bool = False) -> Tensor: ...
+
 
 class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
-    """Conversations about videos, one video per row.
+    """Conversations about videos, about images, and about neither.
 
     Args:
-        annotations: a ``.json`` file with a list of rows, or a ``.jsonl`` file with one row per line.
-        video_folder: what the rows' ``video`` paths are relative to.
-        processor: gives the tokenizer, the image processor and the number of tokens of a video.
+        annotations: a ``Mixture``, or a ``.json`` file with a list of rows or a ``.jsonl`` file with one row per line.
+        video_folder: what a file's ``video`` and ``image`` paths are relative to; of a mixture None: it says so itself.
+        processor: gives the tokenizer, the image processor and the number of tokens of a video or an image.
         num_frames: how many frames of each video are read.
         max_length: the longest sequence the model takes, in tokens.
         recipe: what a sample is made of.
         short_videos: whether a video with fewer frames than ``num_frames`` is a bad sample ("error"), or some of its
             frames "repeat"; None: as the recipe says.
+        too_long: what becomes of a longer sequence: "skip" makes it a bad sample; "drop_turns" takes questions and
+            their answers from its end until it fits, and skips it if the first alone does not.
+        skip_bad_rows, allow_duplicate_ids, empty_allowed: see ``index.check``.
 
     Attributes:
-        lengths: (samples,) words in each conversation.
+        index: of the rows.
+        lengths: (samples,) words in each conversation; negative without a medium.
 
     Raises:
-        BimbaError: a file or folder is missing, or a row is malformed; the message names file and row.
+        BimbaError: a file or folder is missing, or rows are malformed: the message names file and row of each.
     """
 
     def __init__(
         self,
-        annotations: str | os.PathLike[str],
-        video_folder: str | os.PathLike[str],
+        annotations: str | os.PathLike[str] | Mixture,
+        video_folder: str | os.PathLike[str] | None,
         processor: Processor,
         num_frames: int,
         max_length: int,
         recipe: Recipe = DEFAULT,
         short_videos: ShortVideos | None = None,
+        too_long: TooLong = "skip",
+        skip_bad_rows: bool = False,
+        allow_duplicate_ids: bool = False,
+        empty_allowed: bool = False,
     ):
-        self.video_folder = Path(video_folder)
-        if not self.video_folder.is_dir():
-            raise BimbaError(f"{self.video_folder}: no such folder. Expected the folder that holds the videos.")
+        if not isinstance(annotations, Mixture):
+            if video_folder is None:
+                raise BimbaError(f"There is no folder for the videos of {annotations}; give video_folder.")
+            annotations = Mixture.of_file(annotations, video_folder)
+        if too_long not in get_args(TooLong):
+            raise BimbaError(f"too_long is {too_long!r}; expected one of {', '.join(get_args(TooLong))}.")
+        self.mixture = annotations
         self.processor = processor
         self.num_frames = num_frames
         self.max_length = max_length
         self.recipe = recipe
+        self.too_long = too_long
         self._reads: Counter[int] = Counter()  # how often this process has read each sample
         self.short_videos = recipe.short_videos if short_videos is None else short_videos
         check_short_videos(self.short_videos)
-        # One block of bytes: a million small dicts would be copied into every worker, page by page, by the mere
-        # counting of references to them.
-        lines, lengths = [], []
-        for row in _read_rows(Path(annotations)):
-            lines.append(json.dumps(row).encode())
-            lengths.append(sum(len(turn["value"].split()) for turn in row["conversations"]))
-        self._bytes = b"".join(lines)
-        self._ends = np.cumsum([len(line) for line in lines])
-        self._length = len(lines)
-        self.lengths = np.array(lengths)
+        self.index: Index = open_index(self.mixture, recipe.literal_tags)
+        check(self.index, self.mixture, skip_bad_rows, allow_duplicate_ids, empty_allowed)
+        self._check_media()
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.index)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        has_medium = self.index.column("media") > 0
+        return np.where(has_medium, 1, -1) * self.index.column("words")
+
+    @property
+    def modalities(self) -> np.ndarray:
+        """(samples,) position in ``index.MODALITIES``."""
+        return self.index.column("modality")
+
+    def estimated_tokens(self) -> np.ndarray:
+        """(samples,) int64: about how long each sequence is; images and texts count as rather too long."""
+        text = np.ceil(self.index.column("bytes") / _BYTES_PER_TOKEN)
+        markup = _MARKUP_TOKENS * (self.index.column("turns") + 1)  # and the system's turn
+        of_medium = np.array([self._tokens_at_most(modality) for modality in MODALITIES])
+        media = of_medium[self.modalities] * self.index.column("media")
+        return (text + markup + media).astype(np.int64)
+
+    def _tokens_at_most(self, modality: str) -> int:
+        """How many tokens one medium of a sample has; images, whose sizes nobody has looked at, count as large."""
+        if MODALITIES.index(modality) not in self.modalities:
+            return 0
+        if modality == VIDEO:
+            return self.processor.num_video_tokens(self.num_frames)
+        if modality == IMAGE:
+            return self.processor.num_image_tokens(_LARGE_IMAGE)
+        return self.processor.num_image_tokens(_LARGE_IMAGE, whole=True) if modality == "multi_image" else 0
 
     def row(self, index: int) -> dict[str, Any]:
         """The annotation of one sample, as in the file."""
-        start = self._ends[index - 1] if index > 0 else 0
-        row: dict[str, Any] = json.loads(self._bytes[start : self._ends[index]])
-        return row
+        return self.index.row(index)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | list[Tensor]] | BadSample:
-        """A sample, or a ``BadSample`` for a video that cannot be read or is too short, or a sequence that is too long.
+    def where(self, index: int) -> str:
+        """File and row of one sample, in words."""
+        return place(self.mixture.sources[self.index.value("file", index)].path, self.index.value("number", index))
+
+    def media_paths(self, index: int) -> tuple[str, list[Path]]:
+        """Of what kind the media of one sample are (see ``rows.media_of``), and where they lie."""
+        row, source = self.row(index), self.mixture.sources[self.index.value("file", index)]
+        kind, names = media_of(row)
+        if kind == VIDEO:
+            folder = source.video_folder
+            if folder is None and self.mixture.video_root is not None:
+                folder = self.mixture.video_root / (row.get("data_source") or "")
+        else:
+            folder = self.mixture.image_root if source.image_folder is None else source.image_folder
+        # _check_media has seen to it that there is a folder wherever there are names.
+        return kind, [Path(folder or "") / name for name in names]
+
+    def count_tokens(self, index: int) -> int | None:
+        """How long the sequence of one sample is, without the time instruction; None: an image that cannot be read.
+
+        Of videos nothing is read, of images their size.
+        """
+        turns = self.row(index)["conversations"]
+        kind, paths = self.media_paths(index)
+        try:
+            sizes = [image_size(path) for path in paths] if kind == IMAGE else []
+        except ImageReadError:
+            return None
+        if kind == VIDEO:
+            counts = [self.processor.num_video_tokens(self.num_frames)] * len(paths)
+        else:
+            counts = [self.processor.num_image_tokens(size, whole=len(sizes) > 1) for size in sizes]
+        medium_token = IMAGE_TOKEN if sizes else VIDEO_TOKEN
+        sample = tokenize_conversation(turns, self.processor.tokenizer, counts, None, self.recipe, medium_token)
+        return len(sample["input_ids"])
+
+    def __getitem__(self, index: int) -> dict[str, Any] | BadSample:
+        """A sample, or a ``BadSample`` for a medium that cannot be read, a short video, or a sequence that is too long.
 
         Returns:
-            ``input_ids`` (L,) int64, ``labels`` (L,) int64, ``pixel_values_videos`` [(T, 3, h, w) float32].
+            ``input_ids`` (L,) int64, ``labels`` (L,) int64, ``pixel_values_videos`` [(T, 3, h, w) float32],
+            ``pixel_values_images`` [(tiles, 3, h, w) float32], ``image_sizes`` [(width, height)], and the strings
+            ``id``, ``source`` and ``modality``.
         """
-        if not 0 <= index < self._length:
-            raise IndexError(f"Sample {index} of a data set with {self._length} samples.")
+        if not 0 <= index < len(self):
+            raise IndexError(f"Sample {index} of a data set with {len(self)} samples.")
+        index = int(index)
         row = self.row(index)
-        path = self.video_folder / row["video"]
-        counts = [self.processor.num_video_tokens(self.num_frames)]
+        kind, paths = self.media_paths(index)
+        first = str(paths[0]) if paths else self.where(index)
         try:
-            frames = read_frames(path, self.num_frames, short_videos=self.short_videos)
-            if self.recipe.refuses_slow_videos:
-                _check_speed(frames)
-            turns = self._timed(row["conversations"], frames, index)
-            tokens = tokenize_conversation(turns, self.processor.tokenizer, counts, self.max_length, self.recipe)
-        except VideoDecodeError as error:
-            return BadSample(path=str(path), error=str(error))
+            sample = self._read(index, row["conversations"], kind, paths)
+        except (VideoDecodeError, ImageReadError) as error:
+            culprit = next((str(path) for path in paths if str(error).startswith(f"{path}:")), first)
+            return BadSample(path=culprit, error=str(error))
         except SequenceTooLongError as error:  # knows nothing of files
-            return BadSample(path=str(path), error=f"{path}: {error}")
-        return {**tokens, "pixel_values_videos": [frames_to_pixels(frames, self.processor.image_processor)]}
+            return BadSample(path=first, error=f"{first}: {error}")
+        described = {
+            "id": self.where(index) if row.get("id") is None else str(row["id"]),
+            "source": self.index.source(index),
+            "modality": self.index.modality(index),
+        }
+        return {**sample, **described}
 
-    def _timed(self, conversation: Conversation, frames: Frames, index: int) -> Conversation:
+    def _read(self, index: int, turns: Conversation, kind: str, paths: list[Path]) -> dict[str, Any]:
+        videos = [self._read_video(path) for path in paths] if kind == VIDEO else []
+        images = [read_image(path) for path in paths] if kind == IMAGE else []
+        if videos:
+            turns = self._timed(turns, videos, index)
+        whole = len(images) > 1
+        counts = [self.processor.num_video_tokens(self.num_frames)] * len(videos)
+        counts += [self.processor.num_image_tokens(image.size, whole=whole) for image in images]
+        return {
+            **self._tokenize(turns, counts, IMAGE_TOKEN if images else VIDEO_TOKEN),
+            "pixel_values_videos": [frames_to_pixels(frames, self.processor.image_processor) for frames in videos],
+            "pixel_values_images": [self.processor.image_tiles(image, whole=whole) for image in images],
+            "image_sizes": [image.size for image in images],
+        }
+
+    def _read_video(self, path: Path) -> Frames:
+        frames = read_video(path, self.num_frames, self.short_videos)
+        if self.recipe.refuses_slow_videos:
+            _check_speed(frames)
+        return frames
+
+    def _tokenize(self, turns: Conversation, counts: list[int], medium_token: str) -> dict[str, Tensor]:
+        while True:
+            try:
+                return tokenize_conversation(
+                    turns, self.processor.tokenizer, counts, self.max_length, self.recipe, medium_token
+                )
+            except SequenceTooLongError:
+                shorter = _without_last_question(turns) if self.too_long == "drop_turns" else None
+                if shorter is None:
+                    raise
+                turns = shorter
+
+    def _timed(self, conversation: Conversation, videos: list[Frames], index: int) -> Conversation:
         """The conversation with the time instruction, if the recipe has one."""
         if not self.recipe.time_instruction:
             return conversation
+        (frames,) = videos  # _check_media has refused several
         duration_s, times_s = frames.num_total / frames.average_fps, frames.indices / frames.average_fps
         self._reads[index] += 1
         for _ in range(self._reads[index] if self.recipe.instruction_repeats else 1):
             conversation = with_time_instruction(conversation, duration_s, times_s)
         return conversation
+
+    def _check_media(self) -> None:
+        """Raises a BimbaError for media that this model, this recipe or this mixture has no place for."""
+        media, modalities = self.index.column("media"), self.modalities
+        is_video = modalities == MODALITIES.index(VIDEO)
+        is_image = (media > 0) & ~is_video
+        if is_image.any():
+            self.processor.num_image_tokens((1, 1))  # a model without images says so
+        if self.recipe.time_instruction and (several := is_video & (media > 1)).any():
+            raise BimbaError(
+                f"{self.where(int(several.argmax()))}: several videos, and the recipe's time instruction is about one "
+                "(the original has none for several). Use data.recipe=default, or drop such rows."
+            )
+        sources, files = self.mixture.sources, self.index.column("file")
+        for chosen, key, own, root in (
+            (is_video, "video", [s.video_folder for s in sources], self.mixture.video_root),
+            (is_image, "image", [s.image_folder for s in sources], self.mixture.image_root),
+        ):
+            homeless = [sources[file].path for file in np.unique(files[chosen]) if root is None and own[file] is None]
+            if homeless:
+                raise BimbaError(
+                    f"{homeless[0]}: names {key}s, and nobody says which folder they are in. Give data.{key}_root, or "
+                    f"{key}_folder in its entry of the mixture."
+                )
+
+
+def _without_last_question(turns: Conversation) -> Conversation | None:
+    """The turns before the last question; None where that is the first, or a medium would go with it."""
+    questions = [i for i, turn in enumerate(turns) if turn["from"] == "human"]
+    if len(questions) < 2:
+        return None
+    kept, dropped = turns[: questions[-1]], turns[questions[-1] :]
+    if any(MEDIUM_TAG in turn["value"] for turn in dropped) or all(turn["from"] != "gpt" for turn in kept):
+        return None
+    return kept
 
 
 def _check_speed(frames: Frames) -> None:
@@ -148,64 +309,3 @@ def with_time_instruction(conversation: Conversation, duration_s: float, times_s
     question = first["value"].replace(MEDIUM_TAG, "")
     instruction = f"{time_instruction(duration_s, times_s)}Please answer the following questions related to this video."
     return [{**first, "value": f"{MEDIUM_TAG}\n{instruction}\n{question}"}, *others]
-
-
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The checked rows of an annotation file."""
-    if not path.is_file():
-        raise BimbaError(f"{path}: no such annotation file. Expected a .json or .jsonl file in LLaVA-Video's format.")
-    empty = True
-    for where, row in _parse(path):
-        _check_row(row, where)
-        empty = False
-        yield row
-    if empty:
-        raise BimbaError(f"{path}: no rows. Expected at least one conversation about a video.")
-
-
-def _parse(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each row stands ("file, line 3"; rows of a list count from 0), and the row."""
-    if path.suffix == ".jsonl":
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    yield where, _loads(line, where)
-        return
-    rows = _loads(path.read_bytes(), str(path))
-    if not isinstance(rows, list):
-        raise BimbaError(f"{path}: holds a JSON {type(rows).__name__}. Expected a list of rows, or a .jsonl file.")
-    for number, row in enumerate(rows):
-        yield f"{path}, row {number}", row
-
-
-def _loads(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BimbaError(f"{where}: not valid JSON ({error}). Repair the file or fetch it again.") from error
-
-
-def _check_row(row: Any, where: str) -> None:
-    """Raises a BimbaError that begins with ``where`` unless the row is a conversation about one video."""
-    if not isinstance(row, dict):
-        raise BimbaError(f"{where}: {type(row).__name__} instead of an object with 'video' and 'conversations'.")
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise BimbaError(f"{where}: 'conversations' is missing or empty. Expected a list of turns.")
-    for turn in turns:
-        if not (isinstance(turn, dict) and turn.get("from") in ("human", "gpt") and isinstance(turn.get("value"), str)):
-            raise BimbaError(f"{where}: a turn is {turn!r}. Expected {{'from': 'human' or 'gpt', 'value': text}}.")
-    if all(turn["from"] != "gpt" for turn in turns):
-        raise BimbaError(f"{where}: no turn from 'gpt', so there is no answer to learn. Add one or drop the row.")
-
-    video = row.get("video")
-    if not isinstance(video, str) or not video:
-        received = "a question with no video" if video is None else f"'video' is {video!r}"
-        raise BimbaError(f"{where}: {received}. Expected 'video', a path relative to the video folder.")
-    tags = sum(turn["value"].count(MEDIUM_TAG) for turn in turns if turn["from"] == "human")
-    if tags != 1 or any(MEDIUM_TAG in turn["value"] for turn in turns if turn["from"] == "gpt"):
-        raise BimbaError(
-            f"{where}: {tags} {MEDIUM_TAG} tags in the human turns, for one video. "
-            "Put exactly one there, where the video belongs, and none in the answers."
-        )

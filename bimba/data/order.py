@@ -7,6 +7,7 @@ words. Samples with and without a medium never share a step, but for one at the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import torch
 
@@ -64,9 +65,10 @@ def _deal(longest_first: list[int], lengths: Sequence[int], num_batches: int) ->
     if incomplete:
         return [longest_first[first::num_batches] for first in range(num_batches)]
     batches: list[list[int]] = [[] for _ in range(num_batches)]
-    words = [0] * num_batches
+    open_batches = [(0, b) for b in range(num_batches)]  # a heap: words so far, and which batch
     for index in longest_first:
-        shortest = min((b for b in range(num_batches) if len(batches[b]) < size), key=lambda b: words[b])
+        words, shortest = heappop(open_batches)
         batches[shortest].append(index)
-        words[shortest] += lengths[index]
+        if len(batches[shortest]) < size:
+            heappush(open_batches, (words + lengths[index], shortest))
     return batches

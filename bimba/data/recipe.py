@@ -4,7 +4,7 @@
 All that differs is in :class:`Recipe`, whose fields docs/recipes.md shows as a table. Three things that the original
 does are in neither recipe: it puts a random other sample in the place of a video that it cannot read, it cuts a
 sequence that is too long, and it ends on a row without ``data_source``. Here bad and too long samples are skipped and
-counted, and nobody reads ``data_source``.
+counted, and a row may do without ``data_source``.
 """
 
 from __future__ import annotations

@@ -37,10 +37,16 @@ Turn = tuple[str, str]  # who speaks (user, assistant, system), and the words
 class _Ids:
     """Token ids and labels of a conversation as it is being written."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, video_token_counts: Sequence[int]):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, medium_token_counts: Sequence[int], medium_token: str = VIDEO_TOKEN
+    ):
         self.tokenizer = tokenizer
-        self.video_token_id: int = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)  # type: ignore[assignment]
-        self.counts = list(video_token_counts)
+        self.medium_token_id: int = tokenizer.convert_tokens_to_ids(medium_token)  # type: ignore[assignment]
+        if medium_token_counts and self.medium_token_id in (None, tokenizer.unk_token_id):
+            raise BimbaError(
+                f"The tokenizer has no {medium_token}, which stands for a video or an image; add it as a special token."
+            )
+        self.counts = list(medium_token_counts)
         self.input_ids: list[int] = []
         self.labels: list[int] = []
 
@@ -57,9 +63,11 @@ class _Ids:
 
     def add_medium(self) -> None:
         if not self.counts:
-            raise BimbaError(f"The conversation has more {MEDIUM_TAG} tags than media; give each tag one video.")
+            raise BimbaError(
+                f"The conversation has more {MEDIUM_TAG} tags than media; give each tag one video or image."
+            )
         count = self.counts.pop(0)
-        self.input_ids += [self.video_token_id] * count
+        self.input_ids += [self.medium_token_id] * count
         self.labels += [IGNORE_INDEX] * count
 
     def label_markup(self) -> None:
@@ -145,40 +153,44 @@ def _check_all_used(ids: _Ids) -> None:
     if ids.counts:
         raise BimbaError(
             f"{len(ids.counts)} media have no {MEDIUM_TAG} tag in the conversation; "
-            "put one tag per video into the question."
+            "put one tag per video or image into the question."
         )
 
 
 def tokenize_conversation(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerBase,
-    video_token_counts: Sequence[int],
+    medium_token_counts: Sequence[int],
     max_length: int | None = None,
     recipe: Recipe = DEFAULT,
+    medium_token: str = VIDEO_TOKEN,
 ) -> dict[str, Tensor]:
     """A training sample.
 
     Args:
         conversation: turns in LLaVA's format; each ``<image>`` tag stands for one medium.
-        video_token_counts: how many tokens each medium becomes, in order; empty for a conversation about nothing seen.
+        medium_token_counts: how many tokens each medium becomes, in order; empty for a conversation about nothing
+            seen.
         max_length: the longest sequence that may be made, in tokens.
         recipe: how turns are tokenised and what is learned.
+        medium_token: ``VIDEO_TOKEN`` or ``IMAGE_TOKEN``: what stands for these media.
 
     Returns:
         ``input_ids`` (L,) int64 and ``labels`` (L,) int64 with -100 where nothing is learned.
 
     Raises:
         SequenceTooLongError: the sample is longer than ``max_length``. Samples are never cut: a cut could go
-            through the video tokens or lose the answer.
+            through the tokens of a medium or lose the answer.
         BimbaError: tags and media do not match, or a turn is malformed.
     """
-    ids = _Ids(tokenizer, video_token_counts)
+    ids = _Ids(tokenizer, medium_token_counts, medium_token)
     _write(ids, _turns(conversation), recipe)
     _check_all_used(ids)
     if max_length is not None and len(ids.input_ids) > max_length:
+        medium = "image" if medium_token == IMAGE_TOKEN else "video"
         raise SequenceTooLongError(
-            f"The sample is {len(ids.input_ids)} tokens long ({sum(video_token_counts)} of them video); the limit is "
-            f"{max_length}. Use fewer frames, more temporal pooling, or raise data.max_length."
+            f"The sample is {len(ids.input_ids)} tokens long ({sum(medium_token_counts)} of them {medium}); the limit "
+            f"is {max_length}. Use fewer frames, more temporal pooling, or raise data.max_length."
         )
     return {"input_ids": torch.tensor(ids.input_ids), "labels": torch.tensor(ids.labels)}
 

@@ -84,6 +84,11 @@ class AnyRes:
         best = select_best_resolution((height, width), [(h, w) for w, h in self.resolutions])
         return best[0] // self.side, best[1] // self.side
 
+    @property
+    def num_tokens_whole(self) -> int:
+        """How many tokens an image becomes that is given as a single tile."""
+        return self.patch_grid**2 + 1
+
     def num_tokens(self, image_size: ImageSize) -> int:
         """How many tokens an image of this size becomes.
 

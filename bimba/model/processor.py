@@ -102,13 +102,16 @@ class BimbaProcessor(ProcessorMixin):
         side = self.image_processor.size["height"]
         return AnyRes(side, self.patch_grid, self.image_grid_pinpoints, self.image_max_tiles)
 
-    def num_image_tokens(self, image_size: ImageSize) -> int:
+    def num_image_tokens(self, image_size: ImageSize, whole: bool = False) -> int:
         """How many tokens an image of (width, height) pixels is in the prompt.
+
+        Args:
+            whole: as for :meth:`image_tiles`.
 
         Raises:
             BimbaError: not two positive numbers.
         """
-        return self.anyres.num_tokens(image_size)
+        return self.anyres.num_tokens_whole if whole else self.anyres.num_tokens(image_size)
 
     def pixel_values(self, frames: Frames | np.ndarray) -> Tensor:
         """(T, height, width, 3) uint8 frames of any size to (T, 3, h, w) float32 normalised pixels.
@@ -126,16 +129,25 @@ class BimbaProcessor(ProcessorMixin):
         output = self.image_processor(images=channels_first, input_data_format="channels_first", return_tensors="pt")
         return output["pixel_values"]
 
-    def image_tiles(self, image: Image.Image | np.ndarray) -> Tensor:
+    def image_tiles(self, image: Image.Image | np.ndarray, whole: bool = False) -> Tensor:
         """An image, or its (height, width, 3) uint8 RGB array, to (tiles, 3, h, w) float32 normalised pixels.
 
         The first tile is the whole image, the others the grid of :class:`~bimba.model.anyres.AnyRes` row by row.
         Always resized by Pillow: one image is quickly read, and these are the original's pixels to the bit.
 
+        Args:
+            whole: one tile only, the image in the middle of a grey square. So LLaVA reads images that are several in
+                a conversation.
+
         Raises:
             BimbaError: an array of another shape or dtype.
         """
         anyres = self.anyres
+        if whole:
+            resize = SiglipImageProcessorPil.from_dict(self.image_processor.to_dict())
+            square = _squared(_picture(image), self.image_processor.image_mean)
+            tile: Tensor = resize(images=square, return_tensors="pt")["pixel_values"]
+            return tile
         cutter = LlavaOnevisionImageProcessorPil(
             size={"height": anyres.side, "width": anyres.side},
             image_mean=self.image_processor.image_mean,
@@ -196,6 +208,14 @@ def _expand(texts: list[str], tag: str, token: str, counts: list[int]) -> list[s
         head, *rest = text.split(tag)
         expanded.append(head + "".join(token * next(remaining) + part for part in rest))
     return expanded
+
+
+def _squared(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """A picture in the middle of a square of the mean colour, which becomes 0 when it is normalised."""
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in mean))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
 
 
 def _picture(image: Image.Image | np.ndarray) -> Image.Image:

@@ -72,6 +72,8 @@ class BimbaModule(L.LightningModule):
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values_videos=batch.get("pixel_values_videos") or None,
+            pixel_values_images=batch.get("pixel_values_images") or None,
+            image_sizes=batch.get("image_sizes"),
             labels=labels,
             logits_to_keep=window,
             use_cache=False,

@@ -8,6 +8,8 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessor
 
@@ -27,13 +29,20 @@ class StubProcessor:
         raw = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
         raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         raw.decoder = decoders.ByteLevel()
-        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|video_pad|>"]
+        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|video_pad|>", "<|image_pad|>"]
         raw.add_special_tokens([AddedToken(token, special=True) for token in special])
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<|endoftext|>")
         self.image_processor = SiglipImageProcessor(size={"height": 16, "width": 16})
 
     def num_video_tokens(self, num_frames: int) -> int:
         return num_frames // 2
+
+    def num_image_tokens(self, image_size: tuple[int, int], whole: bool = False) -> int:
+        return 2 if whole else 3
+
+    def image_tiles(self, image: Image.Image, whole: bool = False) -> torch.Tensor:
+        pixels = self.image_processor(images=[image] * (1 if whole else 2), return_tensors="pt")
+        return pixels["pixel_values"]
 
 
 def numbered_frames(num_frames: int, size: int = 64) -> np.ndarray:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from bimba.data.datamodule import EpochSampler, VideoQADataModule
+from bimba.data.datamodule import VideoQADataModule
 from bimba.data.needle import NeedleConfig
 from bimba.data.needle_files import EQUAL_TASKS, generate
+from bimba.data.sampler import BudgetBatches, EpochSampler
 from bimba.types import BimbaError
 from tests.data.files import TINY_CLIP
 
@@ -68,6 +70,41 @@ def test_each_step_sees_the_same_samples_on_any_number_of_ranks(world_size):
     assert {len(rank) for rank in ranks} == {len(alone) // world_size}
 
 
+def test_what_stands_where_is_the_same_for_any_number_of_ranks():
+    """The ranks' batches, taken in turn, are the order of one rank; and so from any place on."""
+    for done in (0, 24):
+        alone = list(EpochSampler(100, 8, shuffle=True, seed=4, batch_size=2, done=lambda: done))  # noqa: B023
+        for world_size in (2, 4):
+            ranks = [
+                list(EpochSampler(
+                    100, 8, shuffle=True, seed=4, rank=r, world_size=world_size, batch_size=2, done=lambda: done,  # noqa: B023
+                ))
+                for r in range(world_size)
+            ]  # fmt: skip
+            in_turn = [rank[start : start + 2] for start in range(0, len(ranks[0]), 2) for rank in ranks]
+            assert [i for batch in in_turn for i in batch] == alone
+    assert alone == order(EpochSampler(100, 8, shuffle=True, seed=4), 0)[24:]
+
+
+def test_so_it_is_for_batches_of_a_budget():
+    tokens, kinds = np.random.default_rng(0).integers(5, 50, 200), np.repeat([0, 1], 100)
+
+    def sampler(rank: int = 0, world_size: int = 1, done: int = 0) -> BudgetBatches:
+        return BudgetBatches(tokens, kinds, 120, 8, 4, seed=1, rank=rank, world_size=world_size, done=lambda: done)
+
+    alone = list(sampler())
+    assert len(alone) == len(sampler()) == sampler().sampler.num_used
+    ranks = [list(sampler(rank, 2)) for rank in (0, 1)]
+    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == alone
+    resumed = sampler(done=12)
+    assert list(resumed) == alone[12:]
+    resumed.sampler.set_epoch(1)
+    assert len(list(resumed)) == len(alone)
+    assert all(len(batch) * tokens[batch].max() <= 120 and len(set(kinds[batch])) == 1 for batch in alone)
+    spent = sum(len(batch) * tokens[batch].max() for batch in alone)
+    assert spent > 0.75 * 120 * len(alone)  # batches are nearly full
+
+
 def batches(data: VideoQADataModule, epoch: int = 0) -> list[dict[str, Any]]:
     data.setup("fit")
     loader = data.train_dataloader()
@@ -116,7 +153,7 @@ def test_validation_samples_are_held_out(make):
     assert [len(b["input_ids"]) for b in val_batches] == [2, 1]
     other_seed = make(seed=8)
     other_seed.setup("fit")
-    assert other_seed.val_set.indices == data.val_set.indices
+    assert list(other_seed.val_set.indices) == list(data.val_set.indices)
     assert make(val_samples=0).val_dataloader() == []
 
 
@@ -196,12 +233,15 @@ def fit(data: VideoQADataModule, max_epochs: int, folder: Path, resume: Path | N
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_resumed_run_goes_on_in_the_same_order(make, tmp_path):
-    whole, _ = fit(make(), 3, tmp_path)
-    assert [epoch for epoch, _ in whole] == [0] * 4 + [1] * 4 + [2] * 4
-    assert whole[:4] != [(0, sums) for _, sums in whole[4:8]]
-    first, checkpoint = fit(make(), 1, tmp_path)
-    rest, _ = fit(make(), 3, tmp_path, resume=checkpoint)
+@pytest.mark.parametrize("changes", [{}, {"max_batch_tokens": 1000}])
+def test_a_resumed_run_goes_on_in_the_same_order(make, tmp_path, changes):
+    whole, _ = fit(make(**changes), 3, tmp_path)
+    per_epoch = len(whole) // 3
+    assert per_epoch >= 4
+    assert [epoch for epoch, _ in whole] == [0] * per_epoch + [1] * per_epoch + [2] * per_epoch
+    assert whole[:per_epoch] != [(0, sums) for _, sums in whole[per_epoch : 2 * per_epoch]]
+    first, checkpoint = fit(make(**changes), 1, tmp_path)
+    rest, _ = fit(make(**changes), 3, tmp_path, resume=checkpoint)
     assert first + rest == whole
 
 

@@ -39,7 +39,9 @@ def open_rows(
 def test_a_sample(folder, processor):
     sample = open_rows(folder, [row()], processor)[0]
     tokenizer = processor.tokenizer
-    assert list(sample) == ["input_ids", "labels", "pixel_values_videos"]
+    assert {key: sample[key] for key in ("id", "source", "modality", "pixel_values_images", "image_sizes")} == {
+        "id": "0", "source": "test", "modality": "video", "pixel_values_images": [], "image_sizes": [],
+    }  # fmt: skip
     assert [tuple(v.shape) for v in sample["pixel_values_videos"]] == [(4, 3, 16, 16)]
     assert sample["pixel_values_videos"][0].dtype == torch.float32
     video_token = tokenizer.convert_tokens_to_ids("<|video_pad|>")
@@ -67,7 +69,7 @@ def test_index_outside(folder, processor):
 
 @pytest.mark.parametrize("video", ["bad.mp4", "missing.mp4"])
 def test_unreadable_video_is_a_bad_sample(folder, processor, video):
-    dataset = open_rows(folder, [row(video=video), row()], processor)
+    dataset = open_rows(folder, [row(video=video), row(1)], processor)
     sample = dataset[0]
     assert isinstance(sample, BadSample)
     assert sample.path == str(folder / video)
@@ -111,8 +113,16 @@ def without(key: str) -> dict:
         ({**row(), "conversations": [{"from": "robot", "value": "<image>"}]}, "a turn is .*robot.*'human' or 'gpt'"),
         ({**row(), "conversations": [{"from": "human"}]}, "a turn is .*text"),
         ({**row(), "conversations": row()["conversations"][:1]}, "no turn from 'gpt'"),
-        (without("video"), "a question with no video.*Expected 'video'"),
-        ({**row(), "video": ["a.mp4"]}, r"'video' is \['a.mp4'\]"),
+        (without("video"), "1 <image> tags in the human turns, and neither 'video' nor 'image'"),
+        ({**row(), "video": ["a.mp4", 3]}, r"'video' is \['a.mp4', 3\]"),
+        ({**row(), "video": []}, r"'video' is \[\]"),
+        ({**row(), "video": "/a.mp4"}, "'video' is '/a.mp4', which leads out of the video folder"),
+        ({**row(), "video": "a/../../b.mp4"}, "'video' is 'a/../../b.mp4', which leads out"),
+        ({**row(), "data_source": "../x"}, "'data_source' is '../x'"),
+        ({**row(), "image": "a.png"}, "both 'video' and 'image'"),
+        ({**without("video"), "image": ["a.png", "../b.png"]}, "'image' is '../b.png', which leads out"),
+        ({**without("video"), "image": ["a.png", "b.png"]}, "1 <image> tags in the human turns, for 2 images"),
+        (row(answer=" "), "every turn from 'gpt' is empty"),
         ({**row(), "video": ""}, "'video' is ''"),
         (row(question="What is it?"), "0 <image> tags in the human turns, for one video"),
         (row(question="<image><image>"), "2 <image> tags"),
@@ -121,9 +131,9 @@ def without(key: str) -> dict:
 )
 def test_broken_rows_are_found_at_the_start(folder, processor, broken, message):
     with pytest.raises(BimbaError, match=rf"annotations\.json, row 2: .*{message}"):
-        open_rows(folder, [row(), row(), broken], processor)
+        open_rows(folder, [row(1), row(2), broken], processor)
     with pytest.raises(BimbaError, match=rf"annotations\.jsonl, line 3: .*{message}"):
-        open_rows(folder, [row(), row(), broken], processor, ".jsonl")
+        open_rows(folder, [row(1), row(2), broken], processor, ".jsonl")
 
 
 def open_text(folder: Path, text: str | bytes, processor, name: str = "annotations.json") -> VideoQADataset:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import ascii_tokenizer
 
-from bimba.data.datamodule import EpochSampler, VideoQADataModule
+from bimba.data.datamodule import VideoQADataModule
 from bimba.data.dataset import VideoQADataset
 from bimba.data.recipe import RECIPES, recipe_named, table_rows
+from bimba.data.sampler import EpochSampler
 from bimba.data.sampling import original_step
 from bimba.data.tokenize import IGNORE_INDEX, tokenize_conversation
 from bimba.types import BadSample, BimbaError

@@ -1,0 +1,305 @@
+"""The rows of a mixture as one memory-mapped Arrow file: built once, opened by everybody at almost no cost.
+
+A million rows as Python objects are two gigabytes in every worker, copied page by page by the mere counting of
+references to them. Here a row is bytes in a file that all processes of a machine map, and only the pages that are read
+are in memory.
+
+An index belongs to the *contents* of the annotation files and to what is taken of them, not to their names: a copied or
+touched file is recognised. Two processes that ask at once build once, and an index is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from bimba.data.mixture import Mixture, Source
+from bimba.data.rows import IMAGE, TEXT, VIDEO, BrokenFile, kind_of_number, media_of, place, problem_of, rows_of
+from bimba.types import BimbaError
+
+log = logging.getLogger(__name__)
+
+MODALITIES = (TEXT, VIDEO, IMAGE, "multi_image")
+LISTED = 20  # how many problems a message lists
+_VERSION = 1  # of what an index holds
+_KEPT = 10_000  # problems that an index keeps in words; the others are counted
+_BATCH_ROWS = 20_000
+_SCHEMA = pa.schema(
+    [
+        ("row", pa.large_binary()),  # its JSON
+        ("words", pa.int32()),  # of its conversation
+        ("bytes", pa.int32()),  # of its conversation, in UTF-8
+        ("turns", pa.int32()),
+        ("media", pa.int32()),  # how many videos or images
+        ("modality", pa.int8()),  # position in MODALITIES
+        ("source", pa.int32()),  # position in Index.sources
+        ("file", pa.int32()),  # position in Mixture.sources
+        ("number", pa.int64()),  # of the row in its file, see rows.place
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with an annotation file.
+
+    Attributes:
+        file: position in ``Mixture.sources``.
+        number: of the row, see ``rows.place``; None: the file as a whole.
+        why: what is wrong, and what was expected.
+    """
+
+    file: int
+    number: int | None
+    why: str
+
+    def text(self, mixture: Mixture) -> str:
+        path = mixture.sources[self.file].path
+        return f"{path if self.number is None else place(path, self.number)}: {self.why}"
+
+
+class Index:
+    """The sound rows of a mixture, in its order.
+
+    Attributes:
+        folder: where it lies.
+        sources: names of where rows come from: their ``data_source``, or else the name of their file.
+        problems: what is wrong with the others, and ``num_problems``, which may be more.
+        duplicates: rows whose id an earlier row of their file has; they are in the index. ``num_duplicates``.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        about = json.loads((folder / "about.json").read_bytes())
+        self.sources: list[str] = about["sources"]
+        self.problems = [Problem(*problem) for problem in about["problems"]]
+        self.num_problems: int = about["num_problems"]
+        self.duplicates = [Problem(*problem) for problem in about["duplicates"]]
+        self.num_duplicates: int = about["num_duplicates"]
+        self._table: pa.Table = pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow"))).read_all()
+
+    def __getstate__(self) -> Path:
+        return self.folder  # a worker maps the file for itself
+
+    def __setstate__(self, folder: Path) -> None:
+        self.__init__(folder)  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, position: int) -> dict[str, Any]:
+        """One row, as in its file."""
+        row: dict[str, Any] = json.loads(self._table["row"][position].as_py())
+        return row
+
+    def value(self, name: str, position: int) -> int:
+        """One number of one row: the column ``name`` of the file."""
+        return int(self._table[name][position].as_py())
+
+    def column(self, name: str) -> np.ndarray:
+        """That number of every row."""
+        return self._table[name].to_numpy()
+
+    def modality(self, position: int) -> str:
+        return MODALITIES[self.value("modality", position)]
+
+    def source(self, position: int) -> str:
+        return self.sources[self.value("source", position)]
+
+
+def index_folder() -> Path:
+    """Where indices are kept: ``$BIMBA_INDEX_DIR``, or ``bimba/index`` in the user's cache."""
+    if named := os.environ.get("BIMBA_INDEX_DIR"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimba" / "index"
+
+
+def open_index(mixture: Mixture, literal_tags: bool = False, folder: Path | None = None) -> Index:
+    """The index of a mixture, built if there is none yet.
+
+    Args:
+        literal_tags: see ``rows.problem_of``.
+        folder: where indices are kept; None: :func:`index_folder`.
+
+    Raises:
+        BimbaError: the folder cannot be written to. Broken rows and files are ``Index.problems``.
+    """
+    folder = index_folder() if folder is None else folder
+    settings = [_VERSION, literal_tags, [[source.path.suffix, str(source.take)] for source in mixture.sources]]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp = folder / f"{_digest([settings, list(map(_stamp, mixture.sources))])}.stamp"
+        if stamp.is_file() and (known := folder / stamp.read_text()).is_dir():
+            return Index(known)  # files of these sizes and times were read before
+        stems = [source.path.stem for source in mixture.sources]  # they name the source of rows that do not say
+        key = _digest([settings, stems, [_contents(source.path) for source in mixture.sources]])
+        with FileLock(folder / f"{key}.lock"):
+            if not (folder / key).is_dir():
+                log.info("Indexing %d annotation files of %s, once", len(mixture.sources), mixture.name)
+                _build(mixture, literal_tags, folder / key)
+            _write_atomically(stamp, key)
+    except OSError as error:
+        raise BimbaError(
+            f"{folder}: the index of the annotations cannot be written there ({error.strerror or error}). Set "
+            "BIMBA_INDEX_DIR to a folder with room."
+        ) from error
+    return Index(folder / key)
+
+
+def _stamp(source: Source) -> list[Any]:
+    status = source.path.stat()
+    return [str(source.path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _contents(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def _build(mixture: Mixture, literal_tags: bool, destination: Path) -> None:
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
+    partial.mkdir()
+    try:
+        builder = _Builder(literal_tags)
+        with pa.OSFile(str(partial / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            for position, source in enumerate(mixture.sources):
+                for batch in builder.batches(position, source):
+                    writer.write_batch(batch)
+        (partial / "about.json").write_text(json.dumps(builder.about()))
+        os.replace(partial, destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Builder:
+    """Reads annotation files and keeps the account of what is wrong with them."""
+
+    def __init__(self, literal_tags: bool):
+        self.literal_tags = literal_tags
+        self.sources: dict[str, int] = {}
+        self.problems = _Problems()
+        self.duplicates = _Problems()
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "sources": list(self.sources),
+            "problems": self.problems.first,
+            "num_problems": self.problems.total,
+            "duplicates": self.duplicates.first,
+            "num_duplicates": self.duplicates.total,
+        }
+
+    def batches(self, position: int, source: Source) -> Iterator[pa.RecordBatch]:
+        try:
+            rows = list(rows_of(source.path))
+        except BrokenFile as error:
+            self.problems.add(position, None, error.why)
+            return
+        if not rows:
+            self.problems.add(position, None, "no rows. Expected at least one conversation.")
+        taken = source.take.rows(len(rows), position)
+        ids: dict[Any, int] = {}
+        for start in range(0, len(taken), _BATCH_ROWS):
+            columns: list[list[Any]] = [[] for _ in _SCHEMA]
+            for i in taken[start : start + _BATCH_ROWS]:
+                number, row = rows[i]
+                if values := self._values(position, source, number, row, ids):
+                    for column, value in zip(columns, values):
+                        column.append(value)
+            yield pa.record_batch(
+                [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA)], schema=_SCHEMA
+            )
+
+    def _values(self, position: int, source: Source, number: int, row: Any, ids: dict[Any, int]) -> list[Any] | None:
+        why = row.why if isinstance(row, BrokenFile) else problem_of(row, self.literal_tags)
+        if why is not None:
+            self.problems.add(position, number, why)
+            return None
+        name = row.get("id")
+        if name is not None and ids.setdefault(str(name), number) != number:
+            first = f"{kind_of_number(source.path)} {ids[str(name)]}"
+            self.duplicates.add(position, number, f"the id {name!r} is that of {first} too.")
+        texts = [turn["value"] for turn in row["conversations"]]
+        kind, paths = media_of(row)
+        several = kind == IMAGE and len(paths) > 1
+        origin = row.get("data_source") or source.path.stem
+        return [
+            json.dumps(row).encode(),
+            sum(len(text.split()) for text in texts),
+            sum(len(text.encode(errors="replace")) for text in texts),
+            len(texts),
+            len(paths),
+            MODALITIES.index("multi_image" if several else kind),
+            self.sources.setdefault(origin, len(self.sources)),
+            position,
+            number,
+        ]
+
+
+class _Problems:
+    """The first of many, and how many there were."""
+
+    def __init__(self) -> None:
+        self.first: list[tuple[int, int | None, str]] = []
+        self.total = 0
+
+    def add(self, file: int, number: int | None, why: str) -> None:
+        self.total += 1
+        if len(self.first) < _KEPT:
+            self.first.append((file, number, why))
+
+
+def check(
+    index: Index,
+    mixture: Mixture,
+    skip_bad_rows: bool = False,
+    allow_duplicate_ids: bool = False,
+    empty_allowed: bool = False,
+) -> None:
+    """Raises a BimbaError that lists what is wrong with a mixture, unless it is to be put up with."""
+    listed: list[str] = []
+    if index.num_problems and not skip_bad_rows:
+        listed += _list(
+            index.problems, index.num_problems, mixture, "Rows or files that cannot be used", "data.bad_rows=skip"
+        )
+    elif index.num_problems:
+        log.warning("%s: %d rows or files cannot be used and are skipped.", mixture.name, index.num_problems)
+    if index.num_duplicates and not allow_duplicate_ids:
+        remedy = "data.duplicate_ids=allow"
+        listed += _list(index.duplicates, index.num_duplicates, mixture, "Rows that have another row's id", remedy)
+    if listed:
+        raise BimbaError(f"{mixture.name}: " + "\n".join(listed))
+    if not len(index) and not empty_allowed:
+        raise BimbaError(f"{mixture.name}: no rows. Expected at least one conversation that can be used.")
+
+
+def _list(problems: Sequence[Problem], total: int, mixture: Mixture, what: str, remedy: str) -> list[str]:
+    lines = [f"{what}: {total}. Repair them, or put up with them by {remedy}; `bimba data check` lists all."]
+    lines += [f"  {problem.text(mixture)}" for problem in problems[:LISTED]]
+    return lines + ([f"  and {total - LISTED} more"] if total > LISTED else [])
