@@ -1,7 +1,7 @@
 """The console script ``bimba``: ``ask`` a video something, ``convert`` a checkpoint, ``doctor`` examines this machine,
 ``data check`` examines training data.
 
-``egoschema-submission`` makes a file for Kaggle of an evaluation's answers.
+``egoschema-submission`` makes a file for Kaggle of an evaluation's answers, ``prepare`` looks after a benchmark's data.
 
 Nothing heavy is imported until a command needs it, so that ``bimba --help`` is immediate.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bimba.types import BimbaError, ShortVideos
+from lmms_eval_plugin.prepare.sources import SOURCES
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: 2 as argparse, 130 as shells say of Ctrl-C
 
@@ -74,6 +75,27 @@ def build_parser() -> argparse.ArgumentParser:
     submission.set_defaults(run=run_egoschema_submission)
 
     check = _add_data_check(commands)
+
+    prepare = commands.add_parser(
+        "prepare",
+        help="check and complete the data of a benchmark",
+        description="Checks that a benchmark's questions and videos are where the harness looks for them, links, "
+        "extracts or downloads what is missing, and says what is left to do. Exit code 0: ready.",
+        epilog="example: bimba prepare videomme --dry-run",
+    )
+    names = (*SOURCES, "all")
+    prepare.add_argument("benchmark", choices=names, metavar="BENCHMARK", help=", ".join(names))
+    prepare.add_argument("--dry-run", action="store_true", help="change and download nothing, say what would be done")
+    prepare.add_argument("--offline", action="store_true", help="download nothing")
+    prepare.add_argument("--hf-home", metavar="DIR", help="the folder of all benchmarks (default: $HF_HOME)")
+    prepare.add_argument(
+        "--from", dest="origin", metavar="FOLDER", help="videos or archives you already have: are linked"
+    )
+    prepare.add_argument("--subtitles", action="store_true", help="also what the tasks with subtitles read")
+    prepare.add_argument("--probe", action="store_true", help="open every video and list those that are unreadable")
+    prepare.add_argument("--json", metavar="FILE", help="write the findings as JSON too")
+    prepare.set_defaults(run=run_prepare)
+
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run_doctor)
@@ -82,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         convert,
         submission,
         check,
+        prepare,
         doctor,
     ):  # also after it; SUPPRESS keeps it from undoing the one before
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -226,6 +249,22 @@ def run_egoschema_submission(arguments: argparse.Namespace) -> int:
     unread = sum(index == NO_ANSWER for index in predictions.values())
     print(f"{len(predictions)} of {FULL_SET} answers are in {destination}; {unread} were no letter: {NO_ANSWER}.")
     return 0
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    from lmms_eval_plugin.prepare.command import run
+
+    ready = run(
+        arguments.benchmark,
+        arguments.hf_home,
+        arguments.origin,
+        dry_run=arguments.dry_run,
+        offline=arguments.offline,
+        subtitles=arguments.subtitles,
+        probe=arguments.probe,
+        json_file=arguments.json,
+    )
+    return 0 if ready else 1
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:

@@ -88,6 +88,15 @@ def read_frames(
     )
 
 
+def check_video(path: str | os.PathLike[str]) -> None:
+    """Opens a file without decoding a frame of it.
+
+    Raises:
+        VideoDecodeError: there is no file, or no video in it.
+    """
+    _check_holds_video(Path(path))
+
+
 def _too_short(path: Path, available: int, num_frames: int) -> str:
     frames = "1 frame" if available == 1 else f"{available} frames"
     return (

@@ -1,0 +1,56 @@
+"""The command itself: which benchmarks, which HF_HOME, what is printed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bimba.types import BimbaError
+from lmms_eval_plugin.prepare.home import choose_home
+from lmms_eval_plugin.prepare.options import Options
+from lmms_eval_plugin.prepare.sources import ALL, SOURCES
+
+
+def run(
+    benchmark: str,
+    hf_home: str | None = None,
+    origin: str | None = None,
+    dry_run: bool = False,
+    offline: bool = False,
+    subtitles: bool = False,
+    probe: bool = False,
+    json_file: str | None = None,
+) -> bool:
+    """Prepares a benchmark, or all seven, and prints a table for each; True if everything is ready.
+
+    Raises:
+        BimbaError: HF_HOME or ``origin`` is not a folder, or ``origin`` is given for more than one benchmark.
+    """
+    folder = None if origin is None else Path(origin).expanduser().absolute()
+    if folder is not None and not folder.is_dir():
+        raise BimbaError(f"--from {origin} is not a folder; expected one that holds videos, or archives of them.")
+    if folder is not None and benchmark == "all":
+        raise BimbaError("--from names the folder of one benchmark; give its name rather than `all`.")
+    home = choose_home(hf_home)
+    named = os.environ.get("HF_HOME") == str(home)
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    os.environ["HF_HOME"] = str(home)  # before the first import of a library that reads it
+    if offline or dry_run:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+    from datasets.utils.logging import disable_progress_bar, set_verbosity_error
+
+    from bimba.report.files import write_json
+    from lmms_eval_plugin.prepare.report import as_json, print_reports
+    from lmms_eval_plugin.prepare.run import prepare
+
+    set_verbosity_error()
+    disable_progress_bar()
+    options = Options(home, folder, dry_run, offline, subtitles, probe, named)
+    reports = []
+    for name in ALL if benchmark == "all" else [benchmark]:
+        reports.append(prepare(SOURCES[name], options))
+        print_reports(reports[-1:])
+    if json_file is not None:
+        write_json(Path(json_file), as_json(reports))
+    return all(report.ready for report in reports)
