@@ -60,7 +60,7 @@ def provide_data(config: DictConfig, folder: Path) -> None:
     """Sets the variables that say where the data is; writes it under ``folder`` if it is to be a miniature.
 
     Raises:
-        BimbaError: an unknown source.
+        BimbaError: an unknown source, or data that is neither there nor to be had.
     """
     source = config.benchmark.get("source", SOURCES[0])
     if source not in SOURCES:
@@ -73,8 +73,11 @@ def provide_data(config: DictConfig, folder: Path) -> None:
         write_home(home)
         log.warning("These are miniatures of the benchmarks, written to %s; the scores mean nothing", home)
     else:
+        from lmms_eval_plugin.prepare.preflight import check_data
+
         rows = benchmark_rows(config)
         os.environ.update({name: str(value) for row in rows for name, value in row.environment.items()})
+        check_data(task for row in rows for task in row.tasks)
 
 
 def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
@@ -85,6 +88,9 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
     """
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
+    from tenacity import RetryError
+
+    from lmms_eval_plugin.prepare.sources import hint
 
     tasks = [task for row in benchmark_rows(config) for task in row.tasks]
     # Reading the harness's own two thousand task files takes seconds: only if a task is not ours.
@@ -108,7 +114,12 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
             cli_args=argparse.Namespace(output_path=str(config.output_dir), process_with_media=False),
         )
     except SystemExit as stop:  # tasks of the harness leave so when a video is missing, some of them with code 0
-        raise BimbaError(f"The harness stopped before it had results: {stop.code}.") from stop
+        raise BimbaError(f"The harness stopped before it had results: {stop.code}.{hint(tasks)}") from stop
+    except FileNotFoundError as absent:  # subtitles, for example
+        raise BimbaError(f"The harness misses a file: {absent}.{hint(tasks)}") from absent
+    except RetryError as error:  # what the harness makes of every error about data, after five tries
+        why = error.last_attempt.exception()
+        raise BimbaError(f"The harness has no data: {type(why).__name__}: {why}.{hint(tasks)}") from error
     if not results:
         raise BimbaError("The harness returned no results; its log above says why.")
     return results

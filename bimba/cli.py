@@ -88,9 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--dry-run", action="store_true", help="change and download nothing, say what would be done")
     prepare.add_argument("--offline", action="store_true", help="download nothing")
     prepare.add_argument("--hf-home", metavar="DIR", help="the folder of all benchmarks (default: $HF_HOME)")
-    prepare.add_argument(
-        "--from", dest="origin", metavar="FOLDER", help="videos or archives you already have: are linked"
-    )
+    prepare.add_argument("--from", dest="origin", metavar="FOLDER", help="a folder with videos or archives of them")
     prepare.add_argument("--subtitles", action="store_true", help="also what the tasks with subtitles read")
     prepare.add_argument("--probe", action="store_true", help="open every video and list those that are unreadable")
     prepare.add_argument("--json", metavar="FILE", help="write the findings as JSON too")
@@ -99,14 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run_doctor)
-    for command in (
-        ask,
-        convert,
-        submission,
-        check,
-        prepare,
-        doctor,
-    ):  # also after it; SUPPRESS keeps it from undoing the one before
+    for command in (ask, convert, submission, check, prepare, doctor):
+        # Also after the command's name; SUPPRESS keeps it from undoing the one before.
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 

@@ -32,6 +32,7 @@ from bimba.inference.store import STORE_BYTES, TokenStore
 from bimba.types import BimbaError, SequenceTooLongError, ShortVideos, VideoDecodeError
 from lmms_eval_plugin.asking import Request, read_question
 from lmms_eval_plugin.deal import deal_by_video, dealt_videos
+from lmms_eval_plugin.prepare.sources import hint
 
 PADDING = "__padding_only__"  # the harness's mark on requests that only make ranks even
 
@@ -248,7 +249,10 @@ class Bimba(lmms):
         # Those of the other ranks too, so that all of them stop and none waits for another.
         missing.update(dict.fromkeys(video for video in dealt_videos() if not os.path.isfile(video)))
         if missing:
-            raise BimbaError(f"{len(missing)} videos are missing: {listing(missing)}. Nothing was evaluated.")
+            what_helps = hint(instance.task_name for instance in instances)
+            raise BimbaError(
+                f"{len(missing)} videos are missing: {listing(missing)}. Nothing was evaluated.{what_helps}"
+            )
         self._check_options(requests)
         self._check_lengths(requests)
         return requests

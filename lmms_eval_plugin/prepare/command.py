@@ -32,18 +32,20 @@ def run(
     if folder is not None and benchmark == "all":
         raise BimbaError("--from names the folder of one benchmark; give its name rather than `all`.")
     home = choose_home(hf_home)
-    named = os.environ.get("HF_HOME") == str(home)
+    named = os.environ.get("HF_HOME", "")
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     os.environ["HF_HOME"] = str(home)  # before the first import of a library that reads it
     if offline or dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
     from datasets.utils.logging import disable_progress_bar, set_verbosity_error
+    from loguru import logger
 
     from bimba.report.files import write_json
     from lmms_eval_plugin.prepare.report import as_json, print_reports
     from lmms_eval_plugin.prepare.run import prepare
 
+    logger.disable("lmms_eval")  # its modules say at every import what else could be installed
     set_verbosity_error()
     disable_progress_bar()
     options = Options(home, folder, dry_run, offline, subtitles, probe, named)

@@ -54,11 +54,15 @@ def has_data(source: Source, home: Path) -> bool:
     return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
-def elsewhere(source: Source, home: Path) -> Path | None:
-    """Another of the usual folders that has the benchmark's data, if this one has none of it."""
+def elsewhere(source: Source, home: Path, named: str = "") -> Path | None:
+    """Another of the usual folders that has the benchmark's data, if this one has none of it.
+
+    Args:
+        named: one more folder to look at.
+    """
     if has_data(source, home):
         return None
-    usual = [Path(os.environ.get("HF_HOME") or default_home()), default_home(), Path.home() / ".cache/huggingface"]
+    usual = [*([Path(named)] if named else []), default_home(), Path.home() / ".cache/huggingface"]
     return next((folder for folder in usual if folder.absolute() != home and has_data(source, folder)), None)
 
 

@@ -17,7 +17,7 @@ class Options:
         offline: fetch nothing.
         subtitles: the tasks that read subtitles are to run too.
         probe: open every video.
-        named: HF_HOME was set to this folder before the command.
+        named: what HF_HOME was set to before the command; empty if it was not.
     """
 
     home: Path
@@ -26,7 +26,7 @@ class Options:
     offline: bool = False
     subtitles: bool = False
     probe: bool = False
-    named: bool = True
+    named: str = ""
 
     @property
     def may_fetch(self) -> bool:

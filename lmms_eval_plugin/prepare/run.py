@@ -28,7 +28,7 @@ class _Preparation:
         self.table = table_of(source)
         self.folder = folder_of(source, options.home)
         self.report = Report(source.name)
-        self.elsewhere = elsewhere(source, options.home)
+        self.elsewhere = elsewhere(source, options.home, options.named)
         # With the data in another HF_HOME, a download to this one is hardly what was meant.
         may_fetch = options.may_fetch and self.elsewhere is None
         self.completion = Completion(self.folder, self.table, options, may_fetch)
@@ -53,7 +53,7 @@ class _Preparation:
             self.report.add("HF_HOME", state, f"export HF_HOME={self.elsewhere} (so nothing is downloaded)", ok=False)
         else:
             state = str(home) if home.is_dir() else f"{home}, which does not exist"
-            self.report.add("HF_HOME", state, "" if self.options.named else export)
+            self.report.add("HF_HOME", state, "" if self.options.named == str(home) else export)
 
     def _questions(self) -> Rows | None:
         try:
@@ -187,9 +187,9 @@ class _Preparation:
             return
         ready = self.report.ready
         other = default_home() / "token"
-        todo = "run with HF_HUB_OFFLINE=1, or the harness wants one" if ready else ""
+        todo = "with everything here set HF_HUB_OFFLINE=1: otherwise the harness wants one, even for open data sets"
         if not ready and self.source.gated:
             todo = hub.ask_for_access(self.table.repository)
         if other.is_file() and other.parent != self.options.home:
             todo += f"; the one in {other} is not read with this HF_HOME"
-        self.report.add("token", f"none{gated}", todo.removeprefix("; "), ok=ready or not self.source.gated)
+        self.report.add("token", f"none{gated}", todo, ok=ready or not self.source.gated)

@@ -48,7 +48,7 @@ def find_root() -> Path:
     if not root.is_dir():
         raise BimbaError(
             f"No VNBench: {root} is not a folder. Put {ANNOTATION} and the unpacked videos there, or set "
-            f"{ROOT_VARIABLE} to the folder that has them."
+            f"{ROOT_VARIABLE} to the folder that has them. `bimba prepare vnbench` helps."
         )
     return root.absolute()
 
@@ -65,7 +65,7 @@ def find_annotation(root: Path) -> Path:
     if len(files) != 1:
         raise BimbaError(
             f"{root} has no {ANNOTATION} and {len(files)} other .json files; expected the published file, or exactly "
-            "one of another name. It is in the data set videoniah/VNBench."
+            "one of another name. It is in the data set videoniah/VNBench; `bimba prepare vnbench` helps."
         )
     return files[0]
 
