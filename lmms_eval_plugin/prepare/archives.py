@@ -144,8 +144,9 @@ def put(temporary: Path, target: Path) -> None:
 
 
 def temporary_beside(target: Path) -> Path:
+    """Where a file is written first; what a run that was killed left there is overwritten."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    return target.with_name(f".{target.name}.bimba-{os.getpid()}")
+    return target.with_name(f".{target.name}.partial")
 
 
 def _write(content: IO[bytes], target: Path) -> None:

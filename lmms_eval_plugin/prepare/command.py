@@ -48,7 +48,7 @@ def run(
     logger.disable("lmms_eval")  # its modules say at every import what else could be installed
     set_verbosity_error()
     disable_progress_bar()
-    options = Options(home, folder, dry_run, offline, subtitles, probe, named)
+    options = Options(home, folder, dry_run, offline, subtitles, probe, named, chosen=hf_home is not None)
     reports = []
     for name in ALL if benchmark == "all" else [benchmark]:
         reports.append(prepare(SOURCES[name], options))

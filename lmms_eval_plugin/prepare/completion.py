@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from bimba.types import BimbaError
@@ -107,8 +108,11 @@ class Completion:
         try:
             self._check_space(plan.bytes_needed, self.folder, "extracting")
             self.folder.mkdir(parents=True, exist_ok=True)
-            for _ in tqdm(carry_out(plan.moves), total=len(plan.moves), unit="file", disable=None):
-                pass
+            with FileLock(self.folder.with_name(f".{self.folder.name}.bimba-prepare.lock"), timeout=0):
+                for _ in tqdm(carry_out(plan.moves), total=len(plan.moves), unit="file", disable=None):
+                    pass
+        except Timeout:
+            self.problems.append(f"another `bimba prepare` is putting files to {self.folder}; wait for it")
         except (BimbaError, OSError) as error:
             self.problems.append(str(error))
         else:

@@ -104,7 +104,8 @@ def _explained(repository: str) -> Iterator[None]:
         what = "the token is refused: `hf auth login` again" if status in (401, 403) else "try again later"
         raise BimbaError(f"the hub answers {status} for {repository}; {what}") from error
     except OSError as error:  # no network, and a full disk
+        cause = error.__cause__ or error
         raise BimbaError(
-            f"{repository} cannot be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}). Go on where "
-            "there is a network, or copy it here and give the folder with --from"
+            f"{repository} cannot be downloaded ({type(cause).__name__}: {str(cause).splitlines()[0]}). Go on where "
+            "there is a network, or copy it here and name the folder: --from"
         ) from error

@@ -18,6 +18,7 @@ class Options:
         subtitles: the tasks that read subtitles are to run too.
         probe: open every video.
         named: what HF_HOME was set to before the command; empty if it was not.
+        chosen: the command itself named the folder.
     """
 
     home: Path
@@ -27,6 +28,7 @@ class Options:
     subtitles: bool = False
     probe: bool = False
     named: str = ""
+    chosen: bool = False
 
     @property
     def may_fetch(self) -> bool:

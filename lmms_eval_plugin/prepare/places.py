@@ -124,6 +124,7 @@ def bytes_needed(moves: Iterable[Move]) -> int:
 def _link(file: Path, target: Path) -> None:
     try:
         temporary = temporary_beside(target)
+        temporary.unlink(missing_ok=True)
         temporary.symlink_to(file.resolve())
         put(temporary, target)
     except OSError as error:

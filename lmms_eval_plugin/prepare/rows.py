@@ -89,21 +89,26 @@ def make_cache(table: Table, folders: Sequence[Path], cache: Path) -> Path:
 
 
 def _make_cache(table: Table, folder: Path, cache: Path) -> None:
-    from datasets import load_dataset_builder
     from datasets.exceptions import DatasetGenerationError
 
     final = folder_of(table, cache)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _build(table, folder, final)
+    except (ValueError, OSError, TypeError, DatasetGenerationError) as error:
+        raise BimbaError(f"{folder} cannot be read as {table.repository}: {_first_line(error)}") from error
+
+
+def _build(table: Table, folder: Path, final: Path) -> None:
+    from datasets import load_dataset_builder
+
     # In the cache itself, so that what is ready can be moved to its place at once.
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".bimba-") as workshop:
         # The library calls the data set as its folder is called, and a snapshot's folder is called by a hash.
         copy = Path(workshop, table.repository.split("/")[1])
         copy.symlink_to(folder.resolve(), target_is_directory=True)
-        try:
-            builder = load_dataset_builder(str(copy), table.config, cache_dir=str(Path(workshop, "cache")))
-            builder.download_and_prepare()
-        except (ValueError, OSError, TypeError, DatasetGenerationError) as error:
-            raise BimbaError(f"{folder} holds no readable copy of {table.repository}: {_first_line(error)}") from error
+        builder = load_dataset_builder(str(copy), table.config, cache_dir=str(Path(workshop, "cache")))
+        builder.download_and_prepare()
         if table.split not in (builder.info.splits or {}):
             raise BimbaError(
                 f"{folder}: {table.repository} without {table.split}, only {list(builder.info.splits or {})}"

@@ -29,8 +29,8 @@ class _Preparation:
         self.folder = folder_of(source, options.home)
         self.report = Report(source.name)
         self.elsewhere = elsewhere(source, options.home, options.named)
-        # With the data in another HF_HOME, a download to this one is hardly what was meant.
-        may_fetch = options.may_fetch and self.elsewhere is None
+        # With the data in another HF_HOME, a download to this one is hardly what was meant, unless it was named.
+        may_fetch = options.may_fetch and (self.elsewhere is None or options.chosen)
         self.completion = Completion(self.folder, self.table, options, may_fetch)
 
     def run(self) -> Report:
@@ -50,7 +50,9 @@ class _Preparation:
         home, export = self.options.home, f"export HF_HOME={self.options.home}"
         if self.elsewhere is not None:
             state = f"{home} has nothing of {self.source.name}, {self.elsewhere} has"
-            self.report.add("HF_HOME", state, f"export HF_HOME={self.elsewhere} (so nothing is downloaded)", ok=False)
+            there = folder_of(self.source, self.elsewhere)
+            todo = f"export HF_HOME={self.elsewhere}, or link the videos that are there: --from {there}"
+            self.report.add("HF_HOME", state, todo, ok=self.options.chosen)
         else:
             state = str(home) if home.is_dir() else f"{home}, which does not exist"
             self.report.add("HF_HOME", state, "" if self.options.named == str(home) else export)
@@ -94,8 +96,8 @@ class _Preparation:
 
     def _how_to_fetch(self, what: str) -> str:
         """Of a benchmark whose data is on the hub."""
-        if self.elsewhere is not None:
-            return "set HF_HOME as above"
+        if self.elsewhere is not None and not self.options.chosen:
+            return "set HF_HOME as above; to download all the same, name this one: --hf-home"
         if self.completion.problems:
             return "see problems below"
         repository = self.table.repository if self.table else ""

@@ -146,7 +146,7 @@ def table_of(source: Source) -> Table | None:
 
 def sources_of(tasks: Iterable[str]) -> list[Source]:
     """The benchmarks that tasks read, ours or the harness's own of the same names, each once."""
-    tasks = set(tasks)
+    tasks = {task.removesuffix("_choose") for task in tasks}
     return [
         source
         for source in SOURCES.values()

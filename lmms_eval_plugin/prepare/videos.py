@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bimba.types import VideoDecodeError
+from bimba.types import BimbaError, VideoDecodeError
 from lmms_eval_plugin.prepare.archives import is_pointer
 from lmms_eval_plugin.prepare.sources import Source
 
@@ -42,13 +42,20 @@ class Videos:
 
 
 def look_up(source: Source, rows: Sequence[dict[str, Any]]) -> Videos:
-    """Asks the task for the video of each row. HF_HOME must be set: the harness's modules read it when imported."""
+    """Asks the task for the video of each row. HF_HOME must be set: the harness's modules read it when imported.
+
+    Raises:
+        BimbaError: a row has no such column.
+    """
     with _no_word_lists():
         task = importlib.import_module(f"lmms_eval_plugin.tasks.{source.folder_of_task.name}.task")
     videos = Videos()
     seen: set[str] = set()
     for row in rows:
-        name = source.video(row)
+        try:
+            name = source.video(row)
+        except KeyError as error:
+            raise BimbaError(f"A question of {source.name} has no column {error}, but {', '.join(row)}.") from error
         if name in seen:
             continue
         seen.add(name)
