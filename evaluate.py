@@ -119,7 +119,7 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
         raise BimbaError(f"The harness misses a file: {absent}.{hint(tasks)}") from absent
     except RetryError as error:  # what the harness makes of every error about data, after five tries
         why = error.last_attempt.exception()
-        raise BimbaError(f"The harness has no data: {type(why).__name__}: {why}.{hint(tasks)}") from error
+        raise BimbaError(f"The harness has no data ({type(why).__name__}: {why}).{hint(tasks)}") from error
     if not results:
         raise BimbaError("The harness returned no results; its log above says why.")
     return results

@@ -26,41 +26,43 @@ def check_data(tasks: Iterable[str]) -> None:
     """
     home = Path(os.environ["HF_HOME"]).absolute()
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    for source in sources_of(tasks):
-        missing = _missing(source, home)
-        where = f"HF_HOME is {home}"
+    cut_off = "HF_HUB_OFFLINE is set" if offline else "" if hub.has_token() else "there is no token to download it with"
+    sources = [source for source in sources_of(tasks) if table_of(source) is not None]
+    missing = {source: folders for source in sources if (folders := _missing(source, home))}
+    if missing:
+        names = ", ".join(source.name for source in missing)
+        expected = ", ".join(str(folder) for folders in missing.values() for folder in folders)
+        message = f"No data of {names} in HF_HOME, {home} (expected {expected}){_elsewhere(missing, home)}"
+        what_helps = hint(source.task for source in missing)
+        if cut_off:
+            raise BimbaError(f"{message}, and {cut_off}{'' if offline else _gated(missing)}.{what_helps}")
+
+        from loguru import logger
+
+        logger.warning(f"{message}: the harness is going to download it.{what_helps}")
+    elif sources and not offline and cut_off:
+        raise BimbaError(
+            f"The data of {', '.join(source.name for source in sources)} is here, but the harness asks the hub all the "
+            "same, and there is no token. Set HF_HUB_OFFLINE=1, or `hf auth login`."
+        )
+
+
+def _elsewhere(sources: Iterable[Source], home: Path) -> str:
+    for source in sources:
         if (other := elsewhere(source, home)) is not None:
-            where += f"; {other} has data of {source.name}: is that the one you mean?"
-        if missing and offline:
-            raise BimbaError(f"No {' and no '.join(missing)}, and HF_HUB_OFFLINE is set. {where}.{_prepare(source)}")
-        if missing and not hub.has_token():
-            table = table_of(source)
-            gated = f" To get one, {hub.ask_for_access(table.repository)}." if table and source.gated else ""
-            raise BimbaError(
-                f"No {' and no '.join(missing)}, and no token, without which the harness downloads nothing.{gated} "
-                f"{where}.{_prepare(source)}"
-            )
-        if not missing and not offline and table_of(source) is not None and not hub.has_token():
-            raise BimbaError(
-                f"The data of {source.name} is here, but the harness asks the hub all the same, and there is no token. "
-                "Set HF_HUB_OFFLINE=1, or `hf auth login`."
-            )
-        if missing:
-            from loguru import logger
-
-            logger.warning(
-                f"No {' and no '.join(missing)}: the harness is going to download. {where}.{_prepare(source)}"
-            )
+            return f"; {other} has data of {source.name}: is that the one you mean?"
+    return ""
 
 
-def _missing(source: Source, home: Path) -> list[str]:
+def _gated(sources: Iterable[Source]) -> str:
+    tables = [table_of(source) for source in sources if source.gated]
+    return "".join(
+        f"; {table.repository} is gated: {hub.ask_for_access(table.repository)}" for table in tables if table
+    )
+
+
+def _missing(source: Source, home: Path) -> list[Path]:
     """The folders without which the harness asks the hub."""
     table = table_of(source)
-    if table is None:
-        return []  # its task reads one folder, and says itself when that is not there
-    folders = [folder_of(source, home), cached(table, cache_folder(home))]
-    return [str(folder) for folder in folders if not folder.is_dir()]
-
-
-def _prepare(source: Source) -> str:
-    return hint([source.task])
+    folders = [folder_of(source, home), *([cached(table, cache_folder(home))] if table else [])]
+    return [folder for folder in folders if not folder.is_dir()]

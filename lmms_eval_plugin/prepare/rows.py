@@ -20,11 +20,24 @@ DATA_FILES = (".parquet", ".json", ".jsonl", ".csv", ".arrow")
 
 
 def cache_folder(home: Path) -> Path:
-    """Where the harness keeps the cache (``lmms_eval.api.task._resolve_hf_datasets_cache_dir``)."""
-    for variable in ("LMMS_EVAL_DATASETS_CACHE", "HF_DATASETS_CACHE"):
-        if folder := os.environ.get(variable, "").strip():
-            return Path(folder).expanduser()
-    return home / "datasets"
+    """Where the harness keeps the cache: below HF_HOME, but on a disk of this machine if that is on the network.
+
+    The harness's own function (``lmms_eval.api.task._resolve_hf_datasets_cache_dir``) makes the folder and keeps its
+    first answer; a test compares the two.
+    """
+    from lmms_eval.caching.fs_detect import FsType, detect_fs_type, find_local_scratch
+
+    if explicit := os.environ.get("LMMS_EVAL_DATASETS_CACHE", "").strip():
+        return _expanded(explicit)
+    folder = _expanded(os.environ.get("HF_DATASETS_CACHE", str(home / "datasets")))
+    scratch = find_local_scratch() if detect_fs_type(str(folder)) is FsType.REMOTE else None
+    if scratch is None:
+        return folder
+    return Path(scratch, "lmms_eval_hf_datasets", os.environ.get("USER", "unknown"))
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def folder_of(table: Table, cache: Path) -> Path:

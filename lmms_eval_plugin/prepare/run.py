@@ -11,6 +11,7 @@ from lmms_eval_plugin.prepare.completion import Completion, Plan
 from lmms_eval_plugin.prepare.home import default_home, elsewhere, folder_of, free_bytes
 from lmms_eval_plugin.prepare.options import Options
 from lmms_eval_plugin.prepare.report import Report, below, listing, size
+from lmms_eval_plugin.prepare.rows import cache_folder
 from lmms_eval_plugin.prepare.sources import Source, table_of
 from lmms_eval_plugin.prepare.videos import Videos, look_up, unreadable
 
@@ -56,6 +57,11 @@ class _Preparation:
         else:
             state = str(home) if home.is_dir() else f"{home}, which does not exist"
             self.report.add("HF_HOME", state, "" if self.options.named == str(home) else export)
+
+        cache = cache_folder(home)
+        if self.table is not None and cache != home / "datasets":
+            todo = f"`export LMMS_EVAL_DATASETS_CACHE={home / 'datasets'}` if it should be there"
+            self.report.add("cache", f"the harness keeps questions in {cache}, not below HF_HOME", todo)
 
     def _questions(self) -> Rows | None:
         try:

@@ -157,9 +157,10 @@ def sources_of(tasks: Iterable[str]) -> list[Source]:
 
 def hint(tasks: Iterable[str]) -> str:
     """For the end of an error about missing data; empty for tasks whose data ``bimba prepare`` does not know."""
-    names = [source.name for source in sources_of(tasks)]
-    return (
-        f" `bimba prepare {names[0] if len(names) == 1 else 'all'}` says what is missing and what to do."
-        if names
-        else ""
-    )
+    tasks = list(tasks)
+    sources = sources_of(tasks)
+    if not sources:
+        return ""
+    name = sources[0].name if len(sources) == 1 else "all"
+    reads_them = any(task in source.subtitles.tasks for source in sources if source.subtitles for task in tasks)
+    return f" `bimba prepare {name}{' --subtitles' if reads_them else ''}` says what is missing and what to do."

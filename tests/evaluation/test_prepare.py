@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hub_stand_in import COMMIT, TOKEN, Hub
+from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
+from lmms_eval.caching.fs_detect import FsType
 from replicas import write_hub
 
 from bimba import cli
 from lmms_eval_plugin.miniature import replicas, write_film, write_home
+from lmms_eval_plugin.prepare.rows import cache_folder
 from lmms_eval_plugin.prepare.sources import ALL, SOURCES, hint, table_of
 
 ON_HUB = tuple(name for name in SOURCES if table_of(SOURCES[name]) is not None)
@@ -52,7 +55,9 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # as tests/conftest.py has it
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "user/token"))
     held = {name: sys.modules.pop(name) for name in list(sys.modules) if _reads_home(name)}
+    _resolve_hf_datasets_cache_dir.cache_clear()
     yield
+    _resolve_hf_datasets_cache_dir.cache_clear()
     for name in list(sys.modules):
         if _reads_home(name):
             del sys.modules[name]
@@ -137,9 +142,32 @@ def test_every_benchmark_of_evaluate_is_known():
 
 def test_hints_name_the_benchmark():
     assert "`bimba prepare videomme` says" in hint(["bimba_videomme"])
-    assert "`bimba prepare videomme` says" in hint(["videomme_w_subtitle", "bimba_videomme_choose"])
+    assert "`bimba prepare videomme` says" in hint(["videomme", "bimba_videomme_choose"])
+    assert "`bimba prepare videomme --subtitles` says" in hint(["videomme_w_subtitle"])
     assert "`bimba prepare all` says" in hint(["mlvu_dev", "vnbench"])
     assert hint(["bimba_needle"]) == ""
+
+
+@pytest.mark.parametrize("kind", FsType)
+@pytest.mark.parametrize("variable", [None, "HF_DATASETS_CACHE", "LMMS_EVAL_DATASETS_CACHE"])
+def test_questions_are_kept_where_the_harness_keeps_them(empty, monkeypatch, tmp_path, kind, variable):
+    monkeypatch.delenv("LMMS_EVAL_DATASETS_CACHE", raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / "named"))
+    for module in ("lmms_eval.api.task", "lmms_eval.caching.fs_detect"):
+        monkeypatch.setattr(f"{module}.detect_fs_type", lambda path: kind)
+        monkeypatch.setattr(f"{module}.find_local_scratch", lambda: str(tmp_path / "scratch"))
+    assert str(cache_folder(empty)) == _resolve_hf_datasets_cache_dir()
+
+
+def test_a_cache_beside_the_home_is_said(home, prepare, monkeypatch, tmp_path):
+    (home / "datasets").rename(tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    code, _, items = prepare("mlvu", "--offline")
+    assert code == 0
+    ok, state, todo = items["mlvu"]["cache"]
+    assert (ok, state) == (True, f"the harness keeps questions in {tmp_path}/cache, not below HF_HOME")
+    assert f"LMMS_EVAL_DATASETS_CACHE={home}/datasets" in todo
 
 
 # Complete, and what is missing
@@ -381,7 +409,7 @@ def test_what_cannot_be_searched_is_an_error(prepare, home, arguments, message):
 
 def test_two_do_not_write_to_one_folder(home, prepare, tmp_path):
     (home / "mlvu").rename(tmp_path / "mine")
-    with FileLock(home / ".mlvu.bimba-prepare.lock"):
+    with FileLock(home / ".mlvu.bimba-prepare.lock", is_singleton=False):
         code, _, items = prepare("mlvu", "--from", str(tmp_path / "mine"))
     assert code == 1
     assert "another `bimba prepare` is putting files" in items["mlvu"]["problems"][1]
