@@ -109,7 +109,7 @@ class Completion:
             self._check_space(plan.bytes_needed, self.folder, "extracting")
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = self.folder.with_name(f".{self.folder.name}.bimba-prepare.lock")
-            with FileLock(lock, timeout=0, is_singleton=False):  # said, because some libraries change the default
+            with FileLock(lock, timeout=0):
                 for _ in tqdm(carry_out(plan.moves), total=len(plan.moves), unit="file", disable=None):
                     pass
         except Timeout:

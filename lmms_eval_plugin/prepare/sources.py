@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_plugin.manifest import TASKS_FOLDER
-
 Row = Mapping[str, Any]
+TASKS_FOLDER = Path(__file__).resolve().parents[1] / "tasks"
 
 
 @dataclass(frozen=True)
