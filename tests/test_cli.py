@@ -38,7 +38,7 @@ def ask(checkpoint, *arguments):
     return cli.main(["ask", *arguments, "--checkpoint", checkpoint, "--device", "cpu"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["prepare", "--help"], ["doctor", "--help"]])
 def test_help_imports_no_torch(arguments):
     code = "import sys; from bimba.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)

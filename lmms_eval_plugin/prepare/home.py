@@ -7,9 +7,7 @@ import shutil
 from pathlib import Path
 
 from bimba.types import BimbaError
-from lmms_eval_plugin.prepare.sources import SOURCES, Source, table_of
-
-VNBENCH = SOURCES["vnbench"]
+from lmms_eval_plugin.prepare.sources import Source, table_of
 
 
 def default_home() -> Path:
@@ -60,7 +58,7 @@ def elsewhere(source: Source, home: Path, named: str = "") -> Path | None:
     Args:
         named: one more folder to look at.
     """
-    if has_data(source, home):
+    if has_data(source, home) or folder_of(source, home).is_dir():  # VNBench's may be anywhere
         return None
     usual = [*([Path(named)] if named else []), default_home(), Path.home() / ".cache/huggingface"]
     return next((folder for folder in usual if folder.absolute() != home and has_data(source, folder)), None)

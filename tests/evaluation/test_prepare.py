@@ -323,6 +323,14 @@ def test_what_was_unpacked_is_what_the_harness_reads(empty, prepare, hub_root, m
             assert Path(message["content"][0]["url"]).is_file()
 
 
+def test_an_archive_in_the_folder_itself_is_unpacked(home, prepare, hub_root):
+    (home / "mlvu/1_film.mp4").unlink()
+    shutil.copy(hub_root / "sy1998/MLVU_dev/videos_chunked_01.zip", home / "mlvu")
+    code, _, items = prepare("mlvu")
+    assert code == 0
+    assert "done: extract 1 files" in items["mlvu"]["disk"][1]
+
+
 def test_videos_elsewhere_are_linked(home, prepare, tmp_path):
     (home / "nextqa").rename(tmp_path / "mine")
     code, _, items = prepare("nextqa", "--from", str(tmp_path / "mine"))
@@ -582,6 +590,16 @@ def test_vnbench_as_people_have_it_is_linked(home, empty, prepare, tmp_path):
     assert len(list((empty / "vnbench/VNBench_new").iterdir())) == 2
     assert tree(tmp_path / "VNBench") == before
     assert prepare("vnbench")[0] == 0
+
+
+def test_vnbench_may_be_anywhere(home, empty, prepare, monkeypatch, tmp_path):
+    (tmp_path / "user/.cache").mkdir(parents=True)
+    home.rename(tmp_path / "user/.cache/huggingface")
+    shutil.copytree(tmp_path / "user/.cache/huggingface/vnbench", tmp_path / "mine")
+    monkeypatch.setenv("BIMBA_VNBENCH_ROOT", str(tmp_path / "mine"))
+    code, _, items = prepare("vnbench")
+    assert code == 0
+    assert items["vnbench"]["HF_HOME"] == (True, str(empty), "")
 
 
 def test_vnbench_says_where_to_get_what(empty, prepare, monkeypatch, tmp_path):
