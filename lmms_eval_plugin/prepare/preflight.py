@@ -19,15 +19,17 @@ from lmms_eval_plugin.prepare.sources import Source, hint, sources_of, table_of
 
 
 def check_data(tasks: Iterable[str]) -> None:
-    """Of tasks whose data is on the hub; HF_HOME must be set. Warns if the harness is going to download.
+    """Of tasks whose data is on the hub, for which HF_HOME must be set; of others nothing. Warns if the harness is going to download.
 
     Raises:
         BimbaError: something is not here and cannot be fetched, or everything is and the harness still wants a token.
     """
+    sources = [source for source in sources_of(tasks) if table_of(source) is not None]
+    if not sources:
+        return
     home = Path(os.environ["HF_HOME"]).absolute()
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     cut_off = "HF_HUB_OFFLINE is set" if offline else "" if hub.has_token() else "there is no token to download it with"
-    sources = [source for source in sources_of(tasks) if table_of(source) is not None]
     missing = {source: folders for source in sources if (folders := _missing(source, home))}
     if missing:
         names = ", ".join(source.name for source in missing)
@@ -40,7 +42,7 @@ def check_data(tasks: Iterable[str]) -> None:
         from loguru import logger
 
         logger.warning(f"{message}: the harness is going to download it.{what_helps}")
-    elif sources and not offline and cut_off:
+    elif not offline and cut_off:
         raise BimbaError(
             f"The data of {', '.join(source.name for source in sources)} is here, but the harness asks the hub all the "
             "same, and there is no token. Set HF_HUB_OFFLINE=1, or `hf auth login`."

@@ -78,6 +78,10 @@ def test_everything_there_needs_no_token_offline(home, monkeypatch):
     check_data(["bimba_videomme", "mlvu_dev", "vnbench", "bimba_needle"])
 
 
+def test_other_tasks_need_no_home():
+    check_data(["bimba_needle", "vnbench"])
+
+
 def test_everything_there_needs_one_or_the_other(home, monkeypatch):
     with pytest.raises(BimbaError, match="data of videomme, mlvu is here, but .* no token. Set HF_HUB_OFFLINE=1"):
         check_data(["bimba_videomme", "bimba_mlvu_dev"])
