@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bimba.types import BimbaError
 from lmms_eval_plugin.prepare.home import choose_home
+from lmms_eval_plugin.prepare.hub import is_shut
 from lmms_eval_plugin.prepare.options import Options
 from lmms_eval_plugin.prepare.sources import ALL, SOURCES
 
@@ -33,7 +34,7 @@ def run(
         raise BimbaError("--from names the folder of one benchmark; give its name rather than `all`.")
     home = choose_home(hf_home)
     named = os.environ.get("HF_HOME", "")
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = offline or is_shut()
     os.environ["HF_HOME"] = str(home)  # before the first import of a library that reads it
     if offline or dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"

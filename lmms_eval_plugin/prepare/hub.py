@@ -20,6 +20,12 @@ def page(repository: str) -> str:
     return f"{os.environ.get('HF_ENDPOINT') or constants.ENDPOINT}/datasets/{repository}"
 
 
+def is_shut() -> bool:
+    """The variables by which the libraries are told to ask no hub; they read them once, when they are imported."""
+    values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
+
+
 def has_token() -> bool:
     from huggingface_hub import get_token
 

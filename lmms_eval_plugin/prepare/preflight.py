@@ -19,7 +19,9 @@ from lmms_eval_plugin.prepare.sources import Source, hint, sources_of, table_of
 
 
 def check_data(tasks: Iterable[str]) -> None:
-    """Of tasks whose data is on the hub, for which HF_HOME must be set; of others nothing. Warns if the harness is going to download.
+    """Of tasks whose data is on the hub, for which HF_HOME must be set; of others nothing.
+
+    Warns if the harness is going to download.
 
     Raises:
         BimbaError: something is not here and cannot be fetched, or everything is and the harness still wants a token.
@@ -28,7 +30,7 @@ def check_data(tasks: Iterable[str]) -> None:
     if not sources:
         return
     home = Path(os.environ["HF_HOME"]).absolute()
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = hub.is_shut()
     cut_off = "HF_HUB_OFFLINE is set" if offline else "" if hub.has_token() else "there is no token to download it with"
     missing = {source: folders for source in sources if (folders := _missing(source, home))}
     if missing:
