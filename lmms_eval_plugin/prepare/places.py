@@ -136,7 +136,7 @@ def _files(folder: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(names):
             path = Path(root, name)
-            if path.is_file():
+            if path.is_file() and os.access(path, os.R_OK):
                 yield path
 
 

@@ -25,7 +25,7 @@ class Videos:
     Attributes:
         present: path below the benchmark's folder, as ``Source.video`` says -> the file that the task takes.
         missing: those that the task does not find.
-        broken: those that it finds, and what is wrong: empty, or a Git LFS pointer.
+        broken: those that it finds, and what is wrong: empty, unreadable, or a Git LFS pointer.
     """
 
     present: dict[str, Path] = field(default_factory=dict)
@@ -68,6 +68,8 @@ def look_up(source: Source, rows: Sequence[dict[str, Any]]) -> Videos:
             videos.missing.append(name)
         elif path.stat().st_size == 0:
             videos.broken[name] = "empty"
+        elif not os.access(path, os.R_OK):
+            videos.broken[name] = "not readable: see its permissions"
         elif is_pointer(path):
             videos.broken[name] = "a Git LFS pointer"
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -203,6 +204,14 @@ def test_a_file_that_is_no_video_yet_is_named(home, prepare, content, why):
     code, _, items = prepare("videomme", "--offline")
     assert (code, items["videomme"]["videos"][0]) == (1, False)
     assert f"1 broken: data/film1.mp4 ({why})" in items["videomme"]["videos"][1]
+
+
+def test_a_video_that_may_not_be_read_is_named(home, prepare, monkeypatch):
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "film1.mp4" and access(path, mode))
+    code, _, items = prepare("videomme", "--offline")
+    assert code == 1
+    assert "1 broken: data/film1.mp4 (not readable: see its permissions)" in items["videomme"]["videos"][1]
 
 
 def test_probing_opens_every_video(home, prepare):
