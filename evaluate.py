@@ -114,7 +114,7 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
             cli_args=argparse.Namespace(output_path=str(config.output_dir), process_with_media=False),
         )
     except SystemExit as stop:  # tasks of the harness leave so when a video is missing, some of them with code 0
-        raise BimbaError(f"The harness stopped before it had results: {stop.code}.{hint(tasks)}") from stop
+        raise BimbaError(f"The harness stopped before it had results: {stop.code}.") from stop
     except FileNotFoundError as absent:  # subtitles, for example
         raise BimbaError(f"The harness misses a file: {absent}.{hint(tasks)}") from absent
     except RetryError as error:  # what the harness makes of every error about data, after five tries
