@@ -291,7 +291,7 @@ def test_a_task_without_a_result_fails_the_run_but_not_the_others(evaluate, tmp_
     [
         ("frames=8", "There is no key frames; did you mean num_frames"),
         ("chekpoint=x", "There is no key chekpoint; did you mean checkpoint"),
-        ("xyz=1", "There is no key xyz; expected one of base, batch_size, "),
+        ("xyz=1", "There is no key xyz; expected one of answers, base, "),
     ],
 )
 def test_a_key_that_there_is_not_is_named_with_the_one_that_was_meant(evaluate, override, message):
