@@ -131,7 +131,7 @@ def interval_of_mean(counts: Sequence[Count]) -> tuple[float, float]:
     mean = sum(p for p, _, _ in bounds) / len(bounds)
     below = math.sqrt(sum((p - low) ** 2 for p, low, _ in bounds)) / len(bounds)
     above = math.sqrt(sum((high - p) ** 2 for p, _, high in bounds)) / len(bounds)
-    return mean - below, mean + above
+    return max(0.0, mean - below), min(1.0, mean + above)  # a rounding error below 0 would be shown as -0.0
 
 
 def _measure(metric: str, value: float, samples: Sequence[Sample]) -> Measure:

@@ -80,8 +80,12 @@ def test_the_interval_of_a_mean_holds_as_often_as_it_says():
         low, high = interval_of_mean(counts)
         held += low <= sum(truth) / 3 <= high
     assert 0.93 <= held / runs <= 0.985
-    assert interval_of_mean([(0, 5), (0, 5)])[0] == 0.0
-    assert interval_of_mean([(5, 5), (5, 5)])[1] == 1.0
+
+
+@pytest.mark.parametrize("counts", [[(0, 7)], [(0, 5), (0, 5)], [(0, 3), (0, 9), (0, 1)]])
+def test_an_interval_ends_at_0_and_1(counts):
+    assert str(interval_of_mean(counts)[0]) == "0.0"
+    assert str(interval_of_mean([(n, n) for _, n in counts])[1]) == "1.0"
 
 
 def test_categories_stand_in_the_order_of_the_data_set_or_of_numbers():
