@@ -1,15 +1,17 @@
 """Scores a checkpoint with the lmms-eval harness: ``python evaluate.py checkpoint=... benchmark=needle``.
 
-Differs from the ``lmms-eval`` command in one way: the harness exits 0 when an evaluation failed, this does not.
+Differs from the ``lmms-eval`` command in three ways: the harness exits 0 when an evaluation failed, this does not; it
+writes a report; and it finds the data of a benchmark by the files of ``conf/benchmark``.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +23,51 @@ from bimba.types import BimbaError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from bimba.report.evaluation import Evaluation
+    from bimba.report.facts import Change
     from lmms_eval_plugin.models.bimba import Bimba
+    from lmms_eval_plugin.ranks import Seen
 
 log = logging.getLogger(__name__)
 
 KEYS = {
-    "benchmark", "paths", "checkpoint", "base", "num_frames", "temporal_pooling", "short_videos", "limit", "batch_size",
-    "device", "dtype", "output_dir", "answers", "batch_questions",
+    "benchmark", "paths", "checkpoint", "base", "frames", "num_frames", "temporal_pooling", "short_videos", "limit",
+    "batch_size", "device", "dtype", "answers", "batch_questions", "logger", "output_dir",
 }  # fmt: skip
 SOURCES = ("hf_home", "miniature")
 ANSWERS = ("generate", "choose")
 
 
+def check(config: DictConfig) -> None:
+    """Raises ``BimbaError`` for what would otherwise be found out after the answers."""
+    if unknown := sorted(set(map(str, config)) - KEYS):
+        raise BimbaError(f"Nobody reads {', '.join(unknown)}; expected only {', '.join(sorted(KEYS))}.")
+    source = config.benchmark.get("source", SOURCES[0])
+    if source not in SOURCES:
+        raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
+    if config.answers not in ANSWERS:
+        raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")
+
+
+def check_names(overrides: Iterable[str]) -> None:
+    """Hydra refuses a key that there is not, but does not say which one was meant.
+
+    Raises:
+        BimbaError: an override of no key, with the one that it resembles.
+    """
+    for override in overrides:
+        key = override.split("=")[0].split(".")[0]
+        if "=" in override and key.isidentifier() and key not in KEYS | {"hydra"}:
+            near = difflib.get_close_matches(key, KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(KEYS))}."
+            raise BimbaError(f"There is no key {key}; {hint}")
+
+
 def benchmark_rows(config: DictConfig) -> list[DictConfig]:
     """What is evaluated: the chosen file of ``conf/benchmark``, or those that it gathers under ``rows``.
 
-    Raises:
-        BimbaError: ``answers`` is neither "generate" nor "choose", which stands for the tasks ``<task>_choose``.
+    With ``answers=choose`` these are the tasks ``<task>_choose``.
     """
-    if config.answers not in ANSWERS:
-        raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")
     rows = list(config.benchmark.rows.values()) if "rows" in config.benchmark else [config.benchmark]
     if config.answers == "choose":
         return [
@@ -56,22 +83,22 @@ def benchmark_rows(config: DictConfig) -> list[DictConfig]:
     return rows
 
 
-def provide_data(config: DictConfig, folder: Path) -> None:
-    """Sets the variables that say where the data is; writes it under ``folder`` if it is to be a miniature.
+def provide_data(config: DictConfig, folder: Path, is_first: bool) -> None:
+    """Sets the variables that say where the data is; if it is to be a miniature, the first process writes it.
 
     Raises:
-        BimbaError: an unknown source, or data that is neither there nor to be had.
+        BimbaError: data that is neither there nor to be had.
     """
-    source = config.benchmark.get("source", SOURCES[0])
-    if source not in SOURCES:
-        raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
-    if source == "miniature":
+    if config.benchmark.get("source") == "miniature":
         from lmms_eval_plugin.miniature import write_home
+        from lmms_eval_plugin.ranks import wait_for_all
 
         home = (folder / "miniature").absolute()
         os.environ.update(HF_HOME=str(home), BIMBA_VNBENCH_ROOT=str(home / "vnbench"), HF_HUB_OFFLINE="1")
-        write_home(home)
-        log.warning("These are miniatures of the benchmarks, written to %s; the scores mean nothing", home)
+        if is_first:
+            write_home(home)
+            log.warning("These are miniatures of the benchmarks, written to %s; the scores mean nothing", home)
+        wait_for_all()
     else:
         from lmms_eval_plugin.prepare.preflight import check_data
 
@@ -80,8 +107,8 @@ def provide_data(config: DictConfig, folder: Path) -> None:
         check_data(task for row in rows for task in row.tasks)
 
 
-def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
-    """The harness's results, with every answer under ``samples``.
+def run_harness(model: Bimba, config: DictConfig, is_first: bool) -> dict[str, Any] | None:
+    """The harness's results, with every answer under ``samples``; None on all processes but the first.
 
     Raises:
         BimbaError: the harness stopped without results.
@@ -110,6 +137,7 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
             limit=config.limit,
             task_manager=manager,
             bootstrap_iters=0,
+            distributed_executor_backend="torchrun",  # with several processes: the group of lmms_eval_plugin/ranks.py
             # Tasks that write files ask these for the folder; the other one is what the command's own default is.
             cli_args=argparse.Namespace(output_path=str(config.output_dir), process_with_media=False),
         )
@@ -120,33 +148,58 @@ def run_harness(model: Bimba, config: DictConfig) -> dict[str, Any]:
     except RetryError as error:  # what the harness makes of every error about data, after five tries
         why = error.last_attempt.exception()
         raise BimbaError(f"The harness has no data ({type(why).__name__}: {why}).{hint(tasks)}") from error
-    if not results:
-        raise BimbaError("The harness returned no results; its log above says why.")
+    if is_first and not (results and results.get("samples")):
+        raise BimbaError("The harness returned no answers: no task ran. Its log above says why.")
     return results
 
 
-def evaluate(config: DictConfig) -> None:
-    """Runs benchmarks, prints their table, and writes ``results.json``, ``summary.json``, ``samples/`` and a table.
+def examine_run(
+    config: DictConfig, changes: list[Change], model: Bimba, results: dict[str, Any], seen: list[Seen]
+) -> Evaluation:
+    """What was found, and how."""
+    from bimba.report.evaluation import Run
+    from bimba.report.examine import examine
+    from bimba.report.facts import command, device_name, throughput, versions
+    from lmms_eval_plugin.ranks import all_asked
+
+    run = Run(
+        checkpoint=config.checkpoint,
+        fingerprint=model.fingerprint,
+        benchmark=config.benchmark.name,
+        source=config.benchmark.get("source"),
+        limit=config.limit,
+        command=command(),
+        changes=changes,
+        versions=versions(),
+        device=device_name(str(model.device)),
+        throughput=throughput([one.work for one in seen], sum(one.resumed for one in seen)),
+        unreadable={video: error for one in seen for video, error in one.work["unreadable"].items()},
+        short=sorted({video for one in seen for video in one.work["short"]}),
+        short_videos=config.short_videos,
+        asked=all_asked(seen),
+    )
+    return examine(results, benchmark_rows(config), run)
+
+
+def evaluate(config: DictConfig, changes: list[Change]) -> None:
+    """Runs benchmarks, prints their table, and writes ``results.json``, ``summary.json``, ``samples/`` and a report.
 
     Each answer is kept in ``journal/`` as soon as it is there: the same command with the same ``output_dir`` goes on
-    where a killed one was.
+    where a killed one was. Of several processes the first one writes, for all.
+
+    Raises:
+        BimbaError: a task has no result. What the others found is written all the same.
     """
-    rows, folder = benchmark_rows(config), Path(config.output_dir)
-    provide_data(config, folder)  # before the first import that reads HF_HOME
+    from lmms_eval_plugin import ranks
+
+    is_first = ranks.join(config.device) == 0
+    config.output_dir = ranks.as_first_says(str(config.output_dir))  # the clock in it may have gone on meanwhile
+    folder = Path(config.output_dir)
+    provide_data(config, folder, is_first)  # before the first import that reads HF_HOME
     from lmms_eval.utils import handle_non_serializable
 
-    from bimba.report.accuracy import compare, harness_scores
-    from bimba.report.files import write_json
+    from bimba.report.output import write_answers, write_evaluation
     from bimba.report.readings import answer_readings
-    from bimba.report.table import (
-        PUBLISHED_COLUMNS,
-        SCORE_COLUMNS,
-        markdown_table,
-        print_table,
-        published_rows,
-        score_rows,
-        write_markdown,
-    )
     from lmms_eval_plugin.models.bimba import Bimba
 
     model = Bimba(
@@ -161,62 +214,39 @@ def evaluate(config: DictConfig) -> None:
         batch_size=config.batch_size,
         journal=str(folder / "journal"),
     )
-    results = run_harness(model, config)
-    # A row's tasks may be groups, whose members only the harness knows; rows gathered in one run name single tasks.
-    scores = [
-        score
-        for row in rows
-        if row.metric is not None
-        for score in harness_scores(results, row.metric, row.chance, row.tasks if len(rows) > 1 else None)
-    ]
-    published = {
-        task: {
-            **compare(results, task, **entry),
-            "found_num_frames": config.num_frames or results["configs"][task]["generation_kwargs"]["num_frames"],
-        }
-        for row in rows
-        for task, entry in row.published.items()
-    }
+    results, seen = run_harness(model, config, is_first), ranks.gather(model)
+    if results is None or seen is None:
+        return
+    write_answers(folder, results, handle_non_serializable)
+    evaluation = examine_run(config, changes, model, results, seen)
+    write_evaluation(
+        folder,
+        evaluation,
+        num_frames=model.num_frames,
+        temporal_pooling=model.temporal_pooling,
+        answers=config.answers,
+        readings=answer_readings(results),
+    )
+    if loggers := [hydra.utils.instantiate(node) for node in (config.get("logger") or {}).values()]:
+        from bimba.report.tracking import log_evaluation
 
-    for task, samples in results.pop("samples").items():
-        write_json(folder / "samples" / f"{task}.json", {"task": task, "samples": samples}, handle_non_serializable)
-    write_json(folder / "results.json", results, handle_non_serializable)
-    summary = {
-        "checkpoint": config.checkpoint,
-        "benchmark": config.benchmark.name,
-        "source": config.benchmark.get("source"),
-        "num_frames": model.num_frames,
-        "temporal_pooling": model.temporal_pooling,
-        "limit": config.limit,
-        "published": published,
-        "answers": config.answers,
-        "readings": answer_readings(results),
-        "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in scores},
-        "complete": not model.incomplete,
-        "resumed_answers": model.resumed,
-        "unreadable_videos": model.unreadable,
-        "short_videos": {"handled": config.short_videos, "repeated": len(model.short)},
-    }
-    write_json(folder / "summary.json", summary)
-    title = f"{config.benchmark.name}: {config.checkpoint}"
-    write_markdown(folder / "summary.md", title, SCORE_COLUMNS, score_rows(scores))
-    print_table(title, SCORE_COLUMNS, score_rows(scores))
-    if published:
-        with (folder / "summary.md").open("a", encoding="utf-8") as file:
-            file.write("\n" + markdown_table(PUBLISHED_COLUMNS, published_rows(published)))
-        print_table("Beside the published numbers", PUBLISHED_COLUMNS, published_rows(published))
-    if model.unreadable:
-        log.error("%d videos could not be read; their questions count as wrong (summary.json)", len(model.unreadable))
-    log.info("Results are in %s", folder)
+        log_evaluation(loggers, evaluation)
+    for notice in evaluation.notices():
+        log.warning(notice)
+    log.info("The report is %s", folder / "report.html")
+    if evaluation.failed:
+        raise BimbaError(f"{', '.join(evaluation.failed)} failed; {folder / 'report.md'} says why.")
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> None:
+    from bimba.report.facts import changed_settings
+
     try:
-        if unknown := sorted(set(map(str, config)) - KEYS):
-            raise BimbaError(f"Nobody reads {', '.join(unknown)}; expected only {', '.join(sorted(KEYS))}.")
+        check(config)
+        changes = changed_settings(config)
         OmegaConf.resolve(config)
-        evaluate(config)
+        evaluate(config, changes)
     except BimbaError as error:
         sys.exit(f"error: {error}")
 
@@ -226,4 +256,8 @@ if __name__ == "__main__":
     os.environ.setdefault("BIMBA_ROOT", here)  # conf/paths reads it
     # The harness imports Hugging Face's `evaluate`; with this folder first in line it would get this file instead.
     sys.path.sort(key=lambda entry: entry == here)
+    try:
+        check_names(sys.argv[1:])
+    except BimbaError as error:
+        sys.exit(f"error: {error}")
     main()

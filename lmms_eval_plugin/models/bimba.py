@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bimba.data.prompt import LETTERS
 from bimba.data.video import check_short_videos
-from bimba.inference import VideoQA
+from bimba.inference import Question, VideoQA
 from bimba.inference.answer import Generation, cut_at, letter_token_ids
 from bimba.inference.engine import CACHE_BYTES
 from bimba.inference.fingerprint import fingerprint
@@ -71,6 +71,8 @@ class Bimba(lmms):
         short: the videos that had fewer frames than asked for, so that some repeat.
         work: what answering took: videos decoded, seconds waited, and so on.
         resumed: how many answers came from the journal.
+        questions: what each document (task and number) asked.
+        fingerprint: of all that answers depend on in the checkpoint; empty until there is a journal that holds it.
     """
 
     is_simple = False
@@ -117,6 +119,8 @@ class Bimba(lmms):
         self.journal = journal
         self.work = Work()
         self.resumed = 0
+        self.questions: dict[tuple[str, int], Question] = {}
+        self.fingerprint = ""
         deal_by_video()
 
     @property
@@ -210,7 +214,7 @@ class Bimba(lmms):
             BimbaError: videos that are missing, or what is not one question about one video.
             SequenceTooLongError: questions that are longer than the model takes.
         """
-        model_fingerprint = fingerprint(self.engine.model, self.engine.processor) if self.journal else ""
+        self.fingerprint = fingerprint(self.engine.model, self.engine.processor) if self.journal else ""
         requests: list[Request] = []
         missing: dict[str, None] = {}
         repeats: Counter[tuple[str, int]] = Counter()
@@ -238,13 +242,14 @@ class Bimba(lmms):
                 "short_videos": self.short_videos,
                 "max_new_tokens": question.max_new_tokens,
                 "sampling": question.sampling,
-                "model": model_fingerprint,
+                "model": self.fingerprint,
             }
             if question.num_options is not None:
                 asked["num_options"] = question.num_options
             elif self.batch_questions:
                 asked["batch_questions"] = True
             repeats[task, doc_id] += not is_padding
+            self.questions[task, doc_id] = question
             requests.append(Request(question, stops, asked))
         # Those of the other ranks too, so that all of them stop and none waits for another.
         missing.update(dict.fromkeys(video for video in dealt_videos() if not os.path.isfile(video)))

@@ -15,7 +15,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 TASKS = CONF.parent / "lmms_eval_plugin/tasks"
 NAMES = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
 SINGLE = [name for name in NAMES if name not in ("all", "suite")]
-ROW_KEYS = {"name", "tasks", "metric", "chance", "published", "environment"}
+ROW_KEYS = {"name", "tasks", "metric", "chance", "categories", "published", "environment"}
 
 
 @pytest.fixture

@@ -216,6 +216,87 @@ def test_evaluate_compares_all_seven_with_the_published_table(evaluate, run, tmp
     assert "| bimba_egoschema | 71.14 | elsewhere | submission |" in table
     macro = found["bimba_mlvu_dev"]["strict_macro,none"]
     assert f"| bimba_mlvu_dev | 71.37 | {100 * macro:.2f} | strict_macro |" in table
+    report = (tmp_path / "out/report.md").read_text()
+    assert f"| bimba_mlvu_dev | 71.37 | {100 * macro:.2f} |" in report
+    assert summary["frames"] == dict.fromkeys(SUITE, 4)
+    assert summary["failed_tasks"] == {}
+    assert {change["key"]: change["value"] for change in summary["changes"]} == {
+        "benchmark": "all",
+        "num_frames": 4,
+        "device": "cpu",
+        "output_dir": f"{tmp_path}/out",
+    }
+    check_categories(summary, found)
+
+
+def check_categories(summary, found):
+    """Scores by category are the harness's own where it has them; every kind of metric is seen through."""
+    columns = {task: list(of) for task, of in summary["categories"].items()}
+    assert columns == {
+        "vnbench": ["type"],
+        "bimba_videomme": ["duration", "domain", "task_type"],
+        "bimba_mlvu_dev": ["task_type"],
+        "bimba_longvideobench_val_v": ["duration_group", "question_category", "topic_category"],
+        "bimba_nextqa_mc_test": ["type"],
+        "bimba_perceptiontest_val_mc": ["area", "reasoning", "tag"],
+    }
+    for kind, of in summary["categories"]["vnbench"]["type"].items():
+        assert of["accuracy"] == pytest.approx(found["vnbench"][f"vnbench_per_try_{kind},none"])
+    over = {task: {m: of["over"] for m, of in all_of.items()} for task, all_of in summary["measures"].items()}
+    assert (over["vnbench"]["vnbench_per_try"], over["vnbench"]["vnbench_all_tries"]) == ("questions", "tries")
+    assert (over["bimba_mlvu_dev"]["strict_macro"], over["bimba_mlvu_dev"]["mlvu_percetion_score"]) == (
+        "types",
+        "types",
+    )
+    assert over["bimba_videomme"]["videomme_perception_score"] == "questions"
+    assert over["bimba_longvideobench_val_v"]["lvb_acc"] == "questions"
+    assert over["bimba_perceptiontest_val_mc"]["accuracy"] == "questions"
+    assert over["bimba_egoschema"]["submission"] is None
+
+
+def test_a_second_run_on_the_folder_answers_nothing_again(evaluate):
+    first = evaluate("benchmark=videomme")
+    again = evaluate("benchmark=videomme", "logger=csv")
+    assert (first["resumed_answers"], again["resumed_answers"]) == (0, 3)
+    assert (again["throughput"]["answered"], again["throughput"]["questions_per_s"]) == (0, None)
+    assert again["tasks"] == first["tasks"]
+    assert len(again["fingerprint"]) == 64
+    assert again["fingerprint"] == first["fingerprint"]
+
+
+def test_a_task_without_a_result_fails_the_run_but_not_the_others(evaluate, tmp_path, monkeypatch):
+    """The harness leaves tasks out that it could not build, and says nothing in its results."""
+    from lmms_eval import evaluator
+
+    complete = evaluator.simple_evaluate
+
+    def without_nextqa(**arguments):
+        found = complete(**arguments)
+        for part in ("results", "samples"):
+            del found[part]["bimba_nextqa_mc_test"]
+        return found
+
+    monkeypatch.setattr(evaluator, "simple_evaluate", without_nextqa)
+    with pytest.raises(SystemExit, match="error: bimba_nextqa_mc_test failed") as stop:
+        evaluate("benchmark=all")
+    assert stop.value.code != 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert list(summary["failed_tasks"]) == ["bimba_nextqa_mc_test"]
+    assert set(summary["tasks"]) == SUITE - {"bimba_egoschema", "bimba_nextqa_mc_test"}
+    assert "FAILED: bimba_nextqa_mc_test" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("frame=8", "There is no key frame; did you mean frames"),
+        ("chekpoint=x", "There is no key chekpoint; did you mean checkpoint"),
+        ("xyz=1", "There is no key xyz; expected one of answers, base, "),
+    ],
+)
+def test_a_key_that_there_is_not_is_named_with_the_one_that_was_meant(evaluate, override, message):
+    with pytest.raises(SystemExit, match=message):
+        evaluate(override)
 
 
 def test_evaluate_chooses(evaluate, run, tmp_path):
@@ -311,6 +392,11 @@ def test_miniatures_need_neither_hub_nor_data(tmp_path):
         task: len(letters) for task, letters in ANSWERS.items() if task in SUITE
     }
     assert summary["source"] == "miniature"
+    html = (tmp_path / "out/report.html").read_text()
+    assert html.count("<svg") == 1 + 6  # the overview, and every task with categories
+    assert html.count('src="data:image/jpeg;base64,') == html.count("<img") > 50
+    assert all(f'id="{task}"' in html for task in SUITE)
+    assert "benchmark.source=miniature" in summary["command"]
     assert "scores mean nothing" in done.stdout + done.stderr
 
 

@@ -1,0 +1,98 @@
+"""Several processes: what each must know of the others before the harness starts, and after it has ended.
+
+Nothing here runs while questions are answered, when one process may be hours behind another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmms_eval_plugin.models.bimba import Bimba
+
+PATIENCE = timedelta(days=7)  # the others wait for the slowest, whose videos may take hours longer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one process did.
+
+    Attributes:
+        work: its ``bimba.inference.schedule.Work``.
+        resumed: how many of its answers came from the journal.
+        asked: task -> document -> video file, prompt, number of frames.
+    """
+
+    work: dict[str, Any]
+    resumed: int
+    asked: dict[str, dict[int, tuple[str, str, int]]]
+
+
+def all_asked(seen: Sequence[Seen]) -> dict[str, dict[int, tuple[str, str, int]]]:
+    """What was asked in all processes together."""
+    asked: dict[str, dict[int, tuple[str, str, int]]] = {}
+    for one in seen:
+        for task, documents in one.asked.items():
+            asked.setdefault(task, {}).update(documents)
+    return asked
+
+
+def join(device: str) -> int:
+    """This process's number; several, those of ``torchrun`` or ``accelerate launch``, find each other first.
+
+    The harness takes the group that is there; its own would give up on a slow process after half an hour.
+
+    Args:
+        device: as for ``VideoQA.from_pretrained``; what the harness counts lies there.
+    """
+    if world_size() == 1:
+        return 0
+    import torch
+    from torch import distributed
+
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not distributed.is_initialized():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    return distributed.get_rank()
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Each must call this."""
+    as_first_says(None)
+
+
+def as_first_says(value: Any) -> Any:
+    """What the first process gives, on all; each must call this."""
+    if world_size() == 1:
+        return value
+    from torch import distributed
+
+    held = [value]
+    distributed.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def gather(model: Bimba) -> list[Seen] | None:
+    """What each process did, on the first one; None on the others. Each must call this, after the harness has ended."""
+    asked: dict[str, dict[int, tuple[str, str, int]]] = {}
+    for (task, document), question in model.questions.items():
+        num_frames = question.num_frames or model.num_frames
+        asked.setdefault(task, {})[document] = (question.video, question.prompt, num_frames)
+    mine = Seen(asdict(model.work), model.resumed, asked)
+    if world_size() == 1:
+        return [mine]
+    from torch import distributed
+
+    everyone: list[Any] | None = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else None
+    distributed.gather_object(mine, everyone, dst=0)
+    return everyone
