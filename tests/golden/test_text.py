@@ -105,6 +105,9 @@ MULTIPLE_CHOICE = [c for c in PROMPTS["get_prompt"] if c["dataset"] in ("VideoMM
 @pytest.mark.parametrize("golden", MULTIPLE_CHOICE, ids=lambda c: f"{c['dataset']}-{len(c['sample']['candidates'])}")
 def test_multiple_choice(golden):
     options = [candidate.split(". ", 1)[1] for candidate in golden["sample"]["candidates"]]
+    if "error" in golden and len(options) > 5:  # the original has no words for so many; ours go on in its manner
+        assert "A, B, C, D, E, or F" in multiple_choice(golden["sample"]["question"], options)
+        return
     if "error" in golden:
         with pytest.raises(BimbaError, match=f"Got {len(options)} options"):
             multiple_choice(golden["sample"]["question"], options)
@@ -115,11 +118,11 @@ def test_multiple_choice(golden):
         prompt = f"{time_instruction(times['video_time'], times_s)}\n{prompt}"
     if MEDIUM_TAG in prompt:  # the original makes a second medium of it, and then has none to put there
         with pytest.raises(BimbaError, match="more <image> tags than media"):
-            asked_as_the_original()._tokenize(prompt, num_video_tokens=1)
+            asked_as_the_original().tokenize(prompt, num_video_tokens=1)
         question = [{"from": "human", "value": with_medium(prompt, newline=ORIGINAL.asks_with_newline)}]
         ids = tokenize_prompt(question, tokenizer(), media(question))
     else:
-        ids = asked_as_the_original()._tokenize(prompt, num_video_tokens=1)
+        ids = asked_as_the_original().tokenize(prompt, num_video_tokens=1)
     assert as_golden(ids) == golden["input_ids"]
 
 
