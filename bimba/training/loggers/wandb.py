@@ -53,15 +53,20 @@ class WandbLogger(Dashboard, LightningWandbLogger):
 
     @rank_zero_only
     def log_examples(self, key: str, examples: Sequence[Example], step: int) -> None:
+        """A table of the words and, each with its words, the pictures: those in a table lie outside the run's folder."""
         import wandb
 
-        rows = []
-        for example in examples:
-            strip = example.film_strip()
-            image = None if strip is None else wandb.Image(strip)
-            rows.append([step, image, example.question, example.answer, example.prediction, example.is_right])
-        columns = ["step", "frames", "question", "answer", "prediction", "right"]
-        self.log_metrics({key: wandb.Table(columns=columns, data=rows)}, step)  # type: ignore[dict-item]
+        columns = ["step", "question", "answer", "prediction", "right"]
+        rows = [[step, one.question, one.answer, one.prediction, one.is_right] for one in examples]
+        images = [
+            wandb.Image(strip, caption=f"{one.question}\n\nanswer: {one.answer}\nprediction: {one.prediction}")
+            for one in examples
+            if (strip := one.film_strip()) is not None
+        ]
+        media: dict[str, Any] = {key: wandb.Table(columns=columns, data=rows)}
+        if images:
+            media[f"{key}/frames"] = images
+        self.log_metrics(media, step)
 
     @rank_zero_only
     def log_facts(self, facts: Mapping[str, Any]) -> None:
