@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from time import perf_counter
 from typing import Any
 
 import lightning as L
@@ -31,13 +31,13 @@ class FetchTimer(Profiler):
 
     def start(self, action_name: str) -> None:
         if action_name.endswith(self.ACTION):
-            self._began_s = time.perf_counter()
+            self._began_s = perf_counter()
         self.profiler.start(action_name)
 
     def stop(self, action_name: str) -> None:
         self.profiler.stop(action_name)
         if action_name.endswith(self.ACTION):
-            self.waited_s += time.perf_counter() - self._began_s
+            self.waited_s += perf_counter() - self._began_s
 
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
         self.profiler.setup(stage, local_rank, log_dir)
@@ -96,7 +96,7 @@ class Throughput(PeriodicCallback):
         self._num_tiles = 0
         self._bad = 0
         self._busy_s = 0.0
-        self._window_began_s = self._batch_began_s = time.perf_counter()
+        self._window_began_s = self._batch_began_s = perf_counter()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._peak = peak_flops(trainer, self.peak_flops)
@@ -111,7 +111,7 @@ class Throughput(PeriodicCallback):
             self.fetch_timer.waited_s = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._batch_began_s = time.perf_counter()
+        self._batch_began_s = perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
         if self.fetch_timer is None:
@@ -121,10 +121,10 @@ class Throughput(PeriodicCallback):
         device = trainer.strategy.root_device
         if is_due and device.type == "cuda":
             torch.cuda.synchronize(device)
-        self._busy_s += time.perf_counter() - self._batch_began_s
+        self._busy_s += perf_counter() - self._batch_began_s
         if is_due:
             own = {**self._count(pl_module.model), "busy_s": self._busy_s, "wait_s": self.fetch_timer.waited_s}
-            own |= {"all_s": time.perf_counter() - self._window_began_s, **_memory(device)}
+            own |= {"all_s": perf_counter() - self._window_began_s, **_memory(device)}
             of_ranks = gathered(trainer, own)
             report(trainer, self._metrics(of_ranks))
             self._restart()

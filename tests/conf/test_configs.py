@@ -1,5 +1,6 @@
 """Every configuration composes, every key has a reader, and what can be built without a checkpoint is built."""
 
+import importlib.util
 import itertools
 from pathlib import Path
 
@@ -94,11 +95,26 @@ def test_every_target_exists(choice, train_config):
 
 @pytest.mark.parametrize("trainer", [name for name in options("trainer") if name not in ("gpu", "ddp")])
 def test_trainers_loggers_and_callbacks_are_built(trainer, train_config, train_script):
-    for callbacks, logger in itertools.product(options("callbacks"), options("logger")):
+    installed = [name for name in options("logger") if name in ("csv", "wandb") or importlib.util.find_spec(name)]
+    for callbacks, logger in itertools.product(options("callbacks"), installed):
         cfg = train_config(f"trainer={trainer}", f"callbacks={callbacks}", f"logger={logger}")
         built = train_script.build_trainer(cfg)
         assert built.max_steps == cfg.trainer.max_steps
         assert len(built.loggers) == len(cfg.logger)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio"])
+def test_a_logger_that_is_not_installed_says_what_to_install_before_the_model_is_loaded(
+    name, train_config, train_script, monkeypatch
+):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "bimba.training.loggers.base.find_spec", lambda package: None if package == name else find_spec(package)
+    )
+    monkeypatch.setattr("bimba.training.build_model", lambda *_: pytest.fail("the model is loaded"))
+    with pytest.raises(SystemExit) as stop:
+        train_script.main(train_config(f"logger={name}"))
+    assert f"logger={name} needs the package {name}, which is not installed: pip install {name}" in stop.value.code
 
 
 @pytest.mark.parametrize("trainer", ["gpu", "ddp"])

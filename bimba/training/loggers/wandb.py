@@ -53,7 +53,7 @@ class WandbLogger(Dashboard, LightningWandbLogger):
 
     @rank_zero_only
     def log_examples(self, key: str, examples: Sequence[Example], step: int) -> None:
-        """A table of the words and, each with its words, the pictures: those in a table lie outside the run's folder."""
+        """A table of the words, and the pictures apart: in a table they would lie outside the run's folder."""
         import wandb
 
         columns = ["step", "question", "answer", "prediction", "right"]
