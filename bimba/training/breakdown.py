@@ -52,7 +52,7 @@ class LossBySource(PeriodicCallback):
             self._hook = pl_module.register_forward_hook(self._keep)
 
     def _keep(self, module: Any, arguments: Any, output: Any) -> None:
-        if module.training:
+        if module.training and isinstance(output, tuple):  # else training_step's, which DDP calls in forward's place
             _, logits, labels = output
             self._scored = loss_by_sample(logits.detach(), labels)
 

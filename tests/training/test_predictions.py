@@ -41,8 +41,10 @@ def test_the_same_samples_are_asked_at_each_validation_and_their_frames_are_show
 
 
 def test_what_is_generated_is_what_the_model_generates(tmp_path):
-    module = tiny_module()
-    trainer = tiny_trainer(tmp_path, 1, [SamplePredictions(samples=1, max_new_tokens=5)])
+    module = tiny_module(lr=0.0)
+    trainer = tiny_trainer(
+        tmp_path, 4, [SamplePredictions(samples=1, max_new_tokens=5)]
+    )  # validates after an epoch of 4
     data = FakeData(module.processor)
     trainer.fit(module, data)
     batch = next(iter(data.val_dataloader()))
@@ -92,9 +94,11 @@ def test_questions_of_texts_several_videos_and_several_turns(recipe):
 
 def test_bad_samples_and_none_asked_for(tmp_path):
     module = tiny_module()
-    tiny_trainer(tmp_path, 1, [SamplePredictions()]).fit(module, FakeData(module.processor, val_bad=range(8)))
-    tiny_trainer(tmp_path, 1, [SamplePredictions(samples=0)]).fit(module, FakeData(module.processor))
+    tiny_trainer(tmp_path, 4, [SamplePredictions()]).fit(module, FakeData(module.processor, val_bad=range(8)))
+    tiny_trainer(tmp_path, 4, [SamplePredictions(samples=0)]).fit(module, FakeData(module.processor))
     assert not written(tmp_path)
+    tiny_trainer(tmp_path, 4, [SamplePredictions(samples=1)]).fit(module, FakeData(module.processor))
+    assert written(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [{"samples": -1}, {"max_new_tokens": 0}, {"frames": 0}, {"height": 0}])
