@@ -103,20 +103,6 @@ def test_trainers_loggers_and_callbacks_are_built(trainer, train_config, train_s
         assert len(built.loggers) == len(cfg.logger)
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "trackio"])
-def test_a_logger_that_is_not_installed_says_what_to_install_before_the_model_is_loaded(
-    name, train_config, train_script, monkeypatch
-):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        "bimba.training.loggers.base.find_spec", lambda package: None if package == name else find_spec(package)
-    )
-    monkeypatch.setattr("bimba.training.build_model", lambda *_: pytest.fail("the model is loaded"))
-    with pytest.raises(SystemExit) as stop:
-        train_script.main(train_config(f"logger={name}"))
-    assert f"logger={name} needs the package {name}, which is not installed: pip install {name}" in stop.value.code
-
-
 @pytest.mark.parametrize("trainer", ["gpu", "ddp"])
 def test_gpu_trainers_are_built_on_the_cpu_for_want_of_one(trainer, train_config, train_script):
     overrides = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]

@@ -79,9 +79,8 @@ def documented(key, patterns):
 
 def test_every_key_is_documented_and_every_documented_key_of_a_cpu_is_there(one):
     lines = DOCS.read_text().splitlines()
-    names = [
-        name for line in lines if line.startswith("| `") for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])
-    ]
+    cells = [line.split(" | ")[0] for line in lines if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell) if "/" in name]
     patterns = {name: re.sub("<[a-z]+>", "[^/]+", name) for name in names}
     found = set(read_metrics(one)) - {"step", "epoch"}
     assert not [key for key in found if not documented(key, patterns.values())]
