@@ -34,7 +34,7 @@ class _Asked:
 
 
 class SamplePredictions(L.Callback):
-    """At each validation, greedy answers to the first samples of the first batch: the same ones every time.
+    """At each validation, greedy answers to its first samples: the same ones every time.
 
     Each logger shows them in its way: a table with pictures, text and images, or files in ``<run>/examples``. Samples
     with still images are left out.
@@ -64,27 +64,24 @@ class SamplePredictions(L.Callback):
         self.frames = frames
         self.height = height
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if batch_idx or dataloader_idx or not self.samples or trainer.sanity_checking:
-            return
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._examples: list[Example] = []
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
+        missing = self.samples - len(self._examples)
         sharded = is_sharded(pl_module)
-        if not (trainer.is_global_zero or sharded):
+        if missing <= 0 or trainer.sanity_checking or not (trainer.is_global_zero or sharded):
             return
-        asked = list(_questions(batch, pl_module.processor))[: self.samples]
+        asked = list(_questions(batch, pl_module.processor))[:missing]
         if sharded:  # every rank as often as the one with the fewest
             asked = asked[: min(gathered(trainer, len(asked)))]
         with asking(trainer, pl_module) as model:
-            examples = [self._answer(one, model, pl_module.processor, sharded) for one in asked]
-        for logger in dashboards(trainer) if examples else []:
-            logger.log_examples(self.KEY, examples, step_of(trainer))
+            self._examples += [self._answer(one, model, pl_module.processor, sharded) for one in asked]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in dashboards(trainer) if self._examples else []:
+            logger.log_examples(self.KEY, self._examples, step_of(trainer))
+        self._examples = []
 
     def _answer(self, asked: _Asked, model: Any, processor: Any, sharded: bool) -> Example:
         ids = asked.prompt[None]

@@ -92,6 +92,14 @@ def test_questions_of_texts_several_videos_and_several_turns(recipe):
     )
 
 
+def test_samples_come_from_as_many_batches_as_it_takes(tmp_path):
+    module = tiny_module()
+    data = FakeData(module.processor, batch_size=1, val_bad=[1])
+    tiny_trainer(tmp_path, 8, [SamplePredictions(samples=3, max_new_tokens=1)]).fit(module, data)
+    (rows,) = written(tmp_path).values()
+    assert [row["answer"] for row in rows] == ["A", "A", "B"]  # samples 0, 2 and 3
+
+
 def test_bad_samples_and_none_asked_for(tmp_path):
     module = tiny_module()
     tiny_trainer(tmp_path, 4, [SamplePredictions()]).fit(module, FakeData(module.processor, val_bad=range(8)))
