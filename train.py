@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ KEYS = {"model", "data", "trainer", "optimizer", "logger", "callbacks", "paths"}
     "checkpoint",
     "base",
     "resume",
+    "save_frozen",
     "show_traceback",
 }
 
@@ -50,23 +52,40 @@ def fit(cfg: DictConfig) -> L.Trainer:
         ask_as_in,
         build_model,
         log_parts,
+        outline_model,
+        samples_per_pass,
         set_trainable,
     )
+    from bimba.training.parallel import ShardedStrategy
+    from bimba.training.stream import shard, to_meta
 
     check(cfg)
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     trainer = build_trainer(cfg)  # first: it is quick to say that there is no such accelerator
     settings = ModelSettings.from_node(instantiate(cfg.model, _convert_="all"))
-    model, processor = build_model(settings, cfg.checkpoint, cfg.base)
-    set_trainable(model, settings.tuning, settings.lora)
-    cut_off = ["vision_lora"] if settings.cuts_vision_tower_off else []
-    module = BimbaModule(model, processor, instantiate(cfg.optimizer, _convert_="all"), cut_off)
-    data = instantiate(cfg.data, processor=processor, _convert_="all")
+    deal_out = partial(shard, precision=str(trainer.precision))
+    if isinstance(trainer.strategy, ShardedStrategy) and cfg.checkpoint is not None:
+        model, processor, tensors = outline_model(settings, cfg.checkpoint, cfg.base)
+        set_trainable(model, settings.tuning, settings.lora, partial(to_meta, tensors=tensors))
+        deal_out = partial(deal_out, tensors=tensors)
+    else:
+        model, processor = build_model(settings, cfg.checkpoint, cfg.base)
+        set_trainable(model, settings.tuning, settings.lora)
+    batch_size = samples_per_pass(cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size)
+    data = instantiate(cfg.data, processor=processor, batch_size=batch_size, _convert_="all")
     ask_as_in(data.recipe, model, processor)
-    trainer.accumulate_grad_batches = accumulation_steps(
-        cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size
+    module = BimbaModule(
+        model,
+        processor,
+        instantiate(cfg.optimizer, _convert_="all"),
+        ["vision_lora"] if settings.cuts_vision_tower_off else [],
+        loss_mean=data.recipe.loss_mean,
+        base=cfg.checkpoint,
+        save_frozen=cfg.save_frozen,
+        shard=deal_out,
     )
+    trainer.accumulate_grad_batches = accumulation_steps(cfg.data.global_batch_size, batch_size, trainer.world_size)
     if trainer.is_global_zero:
         log_parts(model)
         OmegaConf.save(cfg, Path(cfg.paths.run_dir) / "config.yaml", resolve=True)
@@ -89,6 +108,7 @@ def quiet() -> None:
         ".*Total length of .* across ranks is zero.*",  # data.val_samples=0
         ".*None of the inputs have requires_grad=True.*",  # of reentrant checkpointing; build_model says what follows
         ".*`training_step` returned `None`.*",  # every sample of the batch was bad, which BadVideoGuard reports
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # which nothing here writes into
         ".*your dataloader is not resumable.*",  # it is: the data module's sampler skips what was seen
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -103,8 +123,20 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     loggers = [instantiate(node) for node in cfg.logger.values()]
     saves_state = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     return instantiate(
-        cfg.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=saves_state, _convert_="all"
+        cfg.trainer,
+        precision=precision_of(cfg),
+        callbacks=callbacks,
+        logger=loggers,
+        enable_checkpointing=saves_state,
+        _convert_="all",
     )
+
+
+def precision_of(cfg: DictConfig) -> str:
+    """``trainer.precision``, where "auto" goes by the type of the frozen weights."""
+    if cfg.trainer.precision != "auto":
+        return str(cfg.trainer.precision)
+    return "32-true" if cfg.model.dtype == "float32" else "bf16-mixed"
 
 
 def check(cfg: DictConfig) -> None:
@@ -119,7 +151,13 @@ def check(cfg: DictConfig) -> None:
         raise BimbaError(f"resume={cfg.resume} is no file; expected the resume/last.ckpt of an earlier run.")
     if cfg.trainer.max_steps == -1 and cfg.trainer.max_epochs == -1:
         raise BimbaError("trainer.max_steps and trainer.max_epochs are both -1, so the run would never end; set one.")
-    precision = str(cfg.trainer.precision)
+    sharded = not isinstance(cfg.trainer.strategy, str)  # only trainer=fsdp has keys of its own there
+    if sharded and cfg.model.gradient_checkpointing == "reentrant":
+        raise BimbaError(
+            "model.gradient_checkpointing=reentrant runs a layer's backward pass apart from the model's, which "
+            "trainer=fsdp cannot follow; use model.gradient_checkpointing=true, or trainer=ddp."
+        )
+    precision = precision_of(cfg)
     if not precision.endswith("mixed") and (cfg.model.dtype != "float32" or precision not in ("32", "32-true")):
         raise BimbaError(
             f"trainer.precision={precision} does not go with model.dtype={cfg.model.dtype}: what is trained is kept in "

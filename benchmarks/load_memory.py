@@ -4,7 +4,8 @@
     python benchmarks/load_memory.py --layers 28   twice as large
 
 Each way of loading runs in a process of its own; what importing takes is subtracted. The peer is the usual
-``load_file`` of every shard and ``load_state_dict``. No figure is printed if the loaded weights differ.
+``load_file`` of every shard and ``load_state_dict``. "sharded" is how ``trainer=fsdp`` loads, on two processes of which
+the larger counts. No figure is printed if the loaded weights differ.
 """
 
 from __future__ import annotations
@@ -99,10 +100,60 @@ def measure(what: str, folder: Path) -> None:
     print(json.dumps({"bytes": memory("VmHWM") - before, "digest": result}))
 
 
+def measure_sharded(folder: Path) -> None:
+    """In a child process, which Lightning starts a second time: loads as ``trainer=fsdp`` does, and writes a report."""
+    import lightning as L
+
+    from bimba.checkpoint import outline_pretrained
+    from bimba.training.parallel import ShardedStrategy, whole
+    from bimba.training.stream import shard, to_meta
+
+    class Model(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, _, self.tensors = outline_pretrained(folder)
+            to_meta(self.model, self.tensors)
+
+        def configure_model(self) -> None:
+            strategy = self.trainer.strategy
+            assert isinstance(strategy, ShardedStrategy)  # noqa: S101
+            shard(self, strategy, "32-true", self.tensors)
+
+        def training_step(self, batch: object) -> None:
+            """Nothing is trained."""
+
+        def train_dataloader(self) -> list[int]:
+            return [0]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        def on_fit_start(self) -> None:
+            torch.distributed.barrier()
+            peak, kept = memory("VmHWM") - before, memory("VmRSS") - before
+            state = {name: whole(tensor) for name, tensor in sorted(self.model.state_dict().items())}
+            total = hashlib.sha256()
+            for name, tensor in state.items():
+                total.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            report = {"bytes": peak, "kept": kept, "digest": total.hexdigest()}
+            (folder.parent / f"rank_{self.global_rank}.json").write_text(json.dumps(report))
+
+    trainer = L.Trainer(
+        accelerator="cpu", devices=2, strategy=ShardedStrategy(), limit_train_batches=0, max_steps=1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    forget_peak()
+    before = memory("VmRSS")
+    trainer.fit(Model())
+
+
 def run(what: str, folder: Path) -> dict[str, str | int]:
     child = subprocess.run([sys.executable, __file__, "--measure", what, str(folder)], capture_output=True, text=True)
     if child.returncode:
         sys.exit(child.stderr)
+    if what == "sharded":
+        ranks = [json.loads((folder.parent / f"rank_{rank}.json").read_text()) for rank in range(2)]
+        return max(ranks, key=lambda report: report["bytes"])
     result: dict[str, str | int] = json.loads(child.stdout.splitlines()[-1])
     return result
 
@@ -113,19 +164,21 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure[0], Path(arguments.measure[1]))
+        what, path = arguments.measure
+        measure_sharded(Path(path)) if what == "sharded" else measure(what, Path(path))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
         write_checkpoint(folder, arguments.layers)
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
-        results = {what: run(what, folder) for what in ("load_pretrained", "naive", "convert")}
-    if results["load_pretrained"]["digest"] != results["naive"]["digest"]:
-        sys.exit("The two ways of loading give different weights: no figures.")
+        results = {what: run(what, folder) for what in ("load_pretrained", "sharded", "naive", "convert")}
+    if len({results[what]["digest"] for what in ("load_pretrained", "sharded", "naive")}) > 1:
+        sys.exit("The ways of loading give different weights: no figures.")
     on_disk, largest = sum(sizes), max(sizes)
     print(f"On disk: {on_disk / 1e9:.2f} GB in {len(sizes)} shards, the largest {largest / 1e9:.2f} GB.")
     for what, size, of in (
         ("load_pretrained", on_disk, "the checkpoint"),
+        ("sharded", on_disk, "the checkpoint, on each of two processes"),
         ("naive", on_disk, "the checkpoint"),
         ("convert", largest, "the largest shard"),
     ):

@@ -2,7 +2,17 @@
 
 from bimba.checkpoint.convert import convert
 from bimba.checkpoint.folder import check_destination
-from bimba.checkpoint.io import load_pretrained, save_pretrained
+from bimba.checkpoint.io import load_pretrained, outline_pretrained, save_pretrained, write_pretrained
 from bimba.checkpoint.source import checkpoint_folder
+from bimba.checkpoint.tensors import Stored
 
-__all__ = ["check_destination", "checkpoint_folder", "convert", "load_pretrained", "save_pretrained"]
+__all__ = [
+    "Stored",
+    "check_destination",
+    "checkpoint_folder",
+    "convert",
+    "load_pretrained",
+    "outline_pretrained",
+    "save_pretrained",
+    "write_pretrained",
+]

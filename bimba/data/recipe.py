@@ -62,6 +62,11 @@ class Recipe:
     sample_order: Literal["shuffled", "by_length"] = _choice(
         "`by_length`: the samples of an optimizer step are dealt to its batches so that they are of about equal length."
     )
+    loss_mean: Literal["tokens", "batches"] = _choice(
+        "What the loss of an optimizer step is the mean of. `tokens`: all its supervised tokens, however they are "
+        "dealt to batches and processes. `batches`: the means of its batches, so a token of a batch with few counts "
+        "for more."
+    )
 
     def __post_init__(self) -> None:
         if self.tokenisation == "whole" and self.labels == "answers":
@@ -85,6 +90,7 @@ RECIPES = {
         short_videos="error",
         asks_with_newline=True,
         sample_order="shuffled",
+        loss_mean="tokens",
     ),
     "original": Recipe(
         time_instruction=True,
@@ -99,6 +105,7 @@ RECIPES = {
         short_videos="repeat",
         asks_with_newline=False,
         sample_order="by_length",
+        loss_mean="batches",
     ),
 }
 DEFAULT = RECIPES["default"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -21,22 +23,35 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     Raises:
         BimbaError: an adapter of another kind than plain LoRA.
     """
+    return {name: tensor() for name, tensor in merged_tensors(model).items()}
+
+
+def merged_tensors(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
+    """The tensors of :func:`merged_state_dict`, each merged when it is called for."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     adapted = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)}
     for name, layer in adapted.items():
         _check_plain(name, layer)
-    state: dict[str, Tensor] = {}
+    tensors: dict[str, Callable[[], Tensor]] = {}
     for key, tensor in model.state_dict().items():
         name = next((name for name in _parents(key) if name in adapted), None)
         if name is None:
-            state[key] = tensor
+            tensors[key] = partial(_as_it_is, tensor)
         elif key.startswith(f"{name}.{_BASE}."):
-            whole = load_offloaded_parameter(model, key) if tensor.is_meta else tensor
             own = key.removeprefix(f"{name}.{_BASE}.")
-            state[f"{name}.{own}"] = _merged(whole, adapted[name]) if own == "weight" else whole
-    return state
+            tensors[f"{name}.{own}"] = partial(_of_base, model, key, tensor, adapted[name] if own == "weight" else None)
+    return tensors
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _of_base(model: PreTrainedModel, key: str, tensor: Tensor, layer: Any) -> Tensor:
+    whole = load_offloaded_parameter(model, key) if tensor.is_meta else tensor
+    return whole if layer is None else _merged(whole, layer)
 
 
 def _parents(key: str) -> list[str]:

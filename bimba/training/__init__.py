@@ -1,6 +1,13 @@
 """Training: which weights move, how fast, and what happens around each step (Lightning)."""
 
-from bimba.training.build import ModelSettings, accumulation_steps, ask_as_in, build_model
+from bimba.training.build import (
+    ModelSettings,
+    accumulation_steps,
+    ask_as_in,
+    build_model,
+    outline_model,
+    samples_per_pass,
+)
 from bimba.training.module import BimbaModule
 from bimba.training.trainable import log_parts, set_trainable
 
@@ -11,5 +18,7 @@ __all__ = [
     "ask_as_in",
     "build_model",
     "log_parts",
+    "outline_model",
+    "samples_per_pass",
     "set_trainable",
 ]

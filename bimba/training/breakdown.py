@@ -8,29 +8,21 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from bimba.data.tokenize import IGNORE_INDEX
+from bimba.training.loss import Scores
 from bimba.training.reporting import PeriodicCallback, gathered, report
 from bimba.types import Batch
 
 
-def loss_by_sample(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_by_sample(scores: Scores, batch_size: int) -> tuple[Tensor, Tensor]:
     """What each sample adds to the loss.
-
-    Args:
-        logits: (B, K, vocabulary), of the last K positions.
-        labels: (B, K) int64, -100 = not trained on.
 
     Returns:
         (B,) float32, the sum over the sample's supervised tokens; (B,) int64, how many they are.
     """
-    wanted = labels[:, 1:] != IGNORE_INDEX  # (B, K-1)
-    with torch.no_grad():
-        losses = F.cross_entropy(logits[:, :-1][wanted].float(), labels[:, 1:][wanted], reduction="none")
-        sums = torch.zeros(len(labels), device=losses.device)
-        return sums.index_add(0, wanted.nonzero()[:, 0], losses), wanted.sum(dim=1)
+    sums = torch.zeros(batch_size, device=scores.losses.device)
+    return sums.index_add(0, scores.samples, scores.losses.detach()), scores.samples.bincount(minlength=batch_size)
 
 
 class LossBySource(PeriodicCallback):
@@ -52,9 +44,8 @@ class LossBySource(PeriodicCallback):
             self._hook = pl_module.register_forward_hook(self._keep)
 
     def _keep(self, module: Any, arguments: Any, output: Any) -> None:
-        if module.training and isinstance(output, tuple):  # else training_step's, which DDP calls in forward's place
-            _, logits, labels = output
-            self._scored = loss_by_sample(logits.detach(), labels)
+        if module.training and isinstance(output, Scores):  # else training_step's, which DDP calls in forward's place
+            self._scored = loss_by_sample(output, len(arguments[0]["input_ids"]))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any

@@ -15,6 +15,7 @@ from bimba.types import BimbaError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from bimba.checkpoint import Stored
     from bimba.data.recipe import Recipe
     from bimba.model.bimba import BimbaForConditionalGeneration
     from bimba.model.config import BimbaConfig
@@ -50,6 +51,7 @@ class ModelSettings:
             ``BimbaConfig``'s default where there is none.
         compressor: the node ``model.compressor``.
         tuning, lora: see ``bimba.training.trainable``.
+        compile: the layers of compressor and language model by torch.compile.
     """
 
     base: str | None
@@ -60,6 +62,7 @@ class ModelSettings:
     compressor: dict[str, Any] | None
     tuning: str
     lora: dict[str, Any] | None
+    compile: bool = False
 
     @classmethod
     def from_node(cls, node: Mapping[str, Any]) -> ModelSettings:
@@ -110,24 +113,55 @@ def build_model(
     else:
         from bimba.checkpoint import load_pretrained
 
-        model, processor = load_pretrained(
-            checkpoint,
-            base=base,
-            compressor=settings.compressor,
-            temporal_pooling=settings.config.get("temporal_pooling"),
-            dtype=DTYPES[settings.dtype],
-        )
-        check_sizes(model.config, settings.config, checkpoint)
-        if "num_frames" in settings.config:
-            model.config.num_frames = processor.num_frames = settings.config["num_frames"]
-    if settings.gradient_checkpointing:
-        enable_checkpointing(model, settings)
+        model, processor = load_pretrained(checkpoint, **_as_wanted(settings, base))
+        _fit_to_settings(model, processor, settings, checkpoint)
+    _arrange(model, settings)
     return model, processor
+
+
+def outline_model(
+    settings: ModelSettings, checkpoint: str, base: str | None = None
+) -> tuple[BimbaForConditionalGeneration, BimbaProcessor, dict[str, Stored]]:
+    """As ``build_model``, with the weights still in their files (see ``bimba.training.stream``)."""
+    from bimba.checkpoint import outline_pretrained
+
+    model, processor, tensors = outline_pretrained(checkpoint, **_as_wanted(settings, base))
+    _fit_to_settings(model, processor, settings, checkpoint)
+    _arrange(model, settings)
+    return model, processor, tensors
+
+
+def _as_wanted(settings: ModelSettings, base: str | None) -> dict[str, Any]:
+    return {
+        "base": base,
+        "compressor": settings.compressor,
+        "temporal_pooling": settings.config.get("temporal_pooling"),
+        "dtype": DTYPES[settings.dtype],
+    }
+
+
+def _fit_to_settings(
+    model: BimbaForConditionalGeneration, processor: BimbaProcessor, settings: ModelSettings, checkpoint: str
+) -> None:
+    check_sizes(model.config, settings.config, checkpoint)
+    if "num_frames" in settings.config:
+        model.config.num_frames = processor.num_frames = settings.config["num_frames"]
 
 
 def ask_as_in(recipe: Recipe, model: BimbaForConditionalGeneration, processor: BimbaProcessor) -> None:
     """Has model and processor remember how a model trained with this recipe is asked; both are saved with it."""
     model.config.newline_after_medium = processor.newline_after_medium = recipe.asks_with_newline
+
+
+def _arrange(model: BimbaForConditionalGeneration, settings: ModelSettings) -> None:
+    """How the layers run: what they keep for the backward pass, and whether they are compiled."""
+    if settings.gradient_checkpointing:
+        enable_checkpointing(model, settings)
+    if settings.compile:
+        layers: list[Any] = [*model.language_model.model.layers]
+        layers += getattr(model.compressor, "layers", [])
+        for layer in layers:
+            layer.compile()  # in place: the names of the weights stay
 
 
 def enable_checkpointing(model: BimbaForConditionalGeneration, settings: ModelSettings) -> None:
@@ -225,6 +259,23 @@ def _differences(have: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
         elif key not in have or have[key] != value:
             found.append(f"{prefix}{key}: checkpoint {have.get(key)!r}, model.config {value!r}")
     return found
+
+
+def samples_per_pass(global_batch_size: int, batch_size: int, world_size: int) -> int:
+    """``batch_size``, or what there is for each rank if a step has fewer samples than ranks could take at once.
+
+    Raises:
+        BimbaError: a step's samples cannot be dealt out evenly.
+    """
+    if global_batch_size < 1 or global_batch_size % world_size:
+        raise BimbaError(
+            f"data.global_batch_size is {global_batch_size}; expected a multiple of the {world_size} processes. Change "
+            "it, or trainer.devices."
+        )
+    share = global_batch_size // world_size
+    if batch_size > share:
+        log.info("Each of %d processes takes %d samples at a time, all it has of a step.", world_size, share)
+    return min(batch_size, share)
 
 
 def accumulation_steps(global_batch_size: int, batch_size: int, world_size: int) -> int:

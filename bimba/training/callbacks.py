@@ -11,6 +11,9 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bimba.checkpoint import check_destination, save_pretrained
+from bimba.training.ema import averaged
+from bimba.training.export import save_sharded
+from bimba.training.parallel import ShardedStrategy
 from bimba.types import BadSample, Batch, BimbaError
 
 log = logging.getLogger(__name__)
@@ -90,9 +93,12 @@ class BadVideoGuard(L.Callback):
 class SaveCheckpoint(L.Callback):
     """Keeps ``<run_dir>/checkpoint/``: the whole model as everything else loads it, adapters merged.
 
+    With the callback ``Ema``, its means are written in the place of the weights.
+
     Written at the end, after every ``every_n_steps`` optimizer steps, and when the run is interrupted (Ctrl-C,
-    SIGTERM) or stopped by a ``BimbaError``. After any other error the weights may be what is wrong: the last one
-    written stays. The folder is complete or absent, never half written.
+    SIGTERM) or stopped by a ``BimbaError``, but not then with ``trainer=fsdp``, where all processes must take part.
+    After any other error the weights may be what is wrong: the last one written stays. The folder is complete or
+    absent, never half written.
 
     Args:
         run_dir: gets the folder ``checkpoint``.
@@ -120,6 +126,8 @@ class SaveCheckpoint(L.Callback):
             self._save(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(trainer.strategy, ShardedStrategy):
+            return  # the others may be anywhere, and all must take part
         if self._saved_at_step is not None and isinstance(exception, KeyboardInterrupt | SIGTERMException | BimbaError):
             self._save_if_new(trainer, pl_module)
 
@@ -130,6 +138,11 @@ class SaveCheckpoint(L.Callback):
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at_step = trainer.global_step
+        module: Any = pl_module  # a BimbaModule
+        with averaged(trainer, module):
+            if isinstance(trainer.strategy, ShardedStrategy):
+                save_sharded(module.model, module.processor, self.folder, trainer.strategy)
+            elif trainer.is_global_zero:
+                save_pretrained(module.model, module.processor, self.folder)
         if trainer.is_global_zero:
-            save_pretrained(pl_module.model, pl_module.processor, self.folder)  # type: ignore[arg-type]  # a BimbaModule
             log.info("The model after step %d is in %s", trainer.global_step, self.folder)

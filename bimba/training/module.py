@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -12,30 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bimba.data.tokenize import IGNORE_INDEX
+from bimba.model.vision import patch_features
+from bimba.training.loss import Scores, score
 from bimba.training.optim import OptimizerSettings, build_optimizer
+from bimba.training.parallel import ShardedStrategy
+from bimba.training.resume import check_names, count_batches_anew, warn_of_another_base
+from bimba.training.totals import Step, StepTotals, drop_gradients, scale_gradients, sum_over_processes
 from bimba.training.trainable import part_of
 from bimba.types import Batch, BimbaError
 
-
-def answer_window(labels: Tensor) -> int:
-    """How many trailing positions hold every supervised token and the position that predicts the first of them.
-
-    Only there are logits needed: a question about 64 frames is 13,000 positions, its answer a handful, and one
-    position is a row of 152,000 numbers.
-
-    Args:
-        labels: (B, L) int64, -100 = not trained on.
-
-    Raises:
-        BimbaError: no token is supervised.
-    """
-    supervised = (labels != IGNORE_INDEX).any(dim=0).nonzero()  # (S, 1) columns of L
-    if len(supervised) == 0:
-        raise BimbaError(
-            f"A batch of shape {tuple(labels.shape)} has no supervised token, so there is nothing to learn from it; "
-            "each conversation needs a 'gpt' turn with text."
-        )
-    return min(labels.shape[1], labels.shape[1] - int(supervised[0]) + 1)
+log = logging.getLogger(__name__)
 
 
 class BimbaModule(L.LightningModule):
@@ -49,48 +36,104 @@ class BimbaModule(L.LightningModule):
         optimizer: rates and schedule.
         cut_off: parts of the model that no gradient reaches, although they are trained by name
             (``ModelSettings.cuts_vision_tower_off``): several processes must not wait for theirs.
+        loss_mean: what an optimizer step's loss is the mean of, see ``bimba.data.recipe``: "tokens" gives the same for
+            any split of the step into batches and processes.
+        base: the checkpoint that the frozen weights come from; written into Lightning checkpoints.
+        save_frozen: Lightning checkpoints hold the frozen weights too.
+        shard: with ``trainer=fsdp``, deals the weights out over the processes; called once these know each other.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, optimizer: OptimizerSettings, cut_off: Sequence[str] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        optimizer: OptimizerSettings,
+        cut_off: Sequence[str] = (),
+        *,
+        loss_mean: Literal["tokens", "batches"] = "tokens",
+        base: str | None = None,
+        save_frozen: bool = False,
+        shard: Callable[[BimbaModule, ShardedStrategy], None] | None = None,
+    ):
         super().__init__()
         self.model = model.train()  # from_pretrained hands models over in evaluation mode: no dropout, no checkpointing
         self.processor = processor
         self.optimizer_settings = optimizer
+        self.loss_mean = loss_mean
+        self.base = base
+        self.save_frozen = save_frozen
         self.strict_loading = False  # on_load_checkpoint compares the names, with a better message
+        self._shard = shard
         self._last_step_ended_s: float | None = None
+        self._totals = StepTotals()
+        self._step: Step | None = None
+        self._skipped = self._skipped_in_a_row = 0
         self._cut_off = {name for name, _ in self.named_parameters() if part_of(name.removeprefix("model.")) in cut_off}
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self._cut_off)
 
     # -- steps -------------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean loss over supervised tokens, logits (B, K, vocabulary) and labels (B, K) of the answer window."""
-        labels = batch["labels"]
-        window = answer_window(labels)
-        labels = labels[:, -window:]
-        output = self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            pixel_values_videos=batch.get("pixel_values_videos") or None,
-            pixel_values_images=batch.get("pixel_values_images") or None,
-            image_sizes=batch.get("image_sizes"),
-            labels=labels,
-            logits_to_keep=window,
-            use_cache=False,
-        )
-        return output.loss, output.logits, labels
+    def forward(self, batch: Batch) -> Scores:
+        """The scores of the supervised tokens. The whole model runs, whatever media the batch has."""
+        model: Any = self.model
+        videos, images, nothing = self._encode(batch)
+        inputs_embeds = model.embed(batch["input_ids"], videos, images)
+        if nothing is not None:
+            inputs_embeds = inputs_embeds + nothing
+        hidden = model.language_model.model(
+            inputs_embeds=inputs_embeds, attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state  # (B, L, C)
+        return score(hidden, batch["labels"], model.language_model.lm_head)
+
+    def _encode(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """The tokens of videos and images, and a zero that hangs on the passes which this batch did not need.
+
+        Other processes wait in each part of the model for this one to come along, with a medium or without. And a part
+        that got no gradient on one process but did on others would be trained only there.
+        """
+        model: Any = self.model
+        videos: list[Tensor] = batch.get("pixel_values_videos") or []
+        images: Any = batch.get("pixel_values_images") or []
+        # One pass for the videos of each length, one for each image: encode_videos and encode_images.
+        own = torch.tensor([len({len(video) for video in videos}), len(images)], device=self.device)
+        most = own.clone()
+        if isinstance(self._strategy, ShardedStrategy):
+            torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        most[0].clamp_(min=1)
+        missing_videos, missing_images = (most - own).tolist()
+        side = model.config.vision_config.image_size
+        unused: list[Tensor] = []
+        video_tokens = model.encode_videos(videos) if videos else []
+        for _ in range(missing_videos):
+            frames = torch.zeros(model.config.temporal_pooling, 3, side, side, device=self.device)
+            unused += model.encode_videos([frames])
+        image_tokens = model.encode_images(images, batch.get("image_sizes")) if images else []
+        for _ in range(missing_images):
+            tile = torch.zeros(1, 3, side, side, device=self.device)
+            unused.append(model.projector(patch_features(model.vision_tower, tile)))
+        nothing = torch.stack([0.0 * tokens.sum() for tokens in unused]).sum() if unused else None
+        return video_tokens, image_tokens, nothing
+
+    @property
+    def _strategy(self) -> Any:
+        return None if self._trainer is None else self._trainer.strategy
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if "input_ids" not in batch:
-            return self._nothing_to_learn()
-        loss, _, _ = self(batch)
-        if not torch.isfinite(loss):
+            # Its samples were all bad. The other processes wait for this one's gradients: give zeros.
+            return None if self.trainer.world_size == 1 else self(self._empty_batch()).losses.sum()
+        num_tokens = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        if num_tokens == 0:
             raise BimbaError(
-                f"The loss is {loss.item()} at step {self.global_step}, so training cannot go on; lower optimizer.lr "
-                f"(now {self.optimizer_settings.lr}) or raise optimizer.warmup_ratio."
+                f"A batch of shape {tuple(batch['labels'].shape)} has no supervised token, so there is nothing to "
+                "learn from it; each conversation needs a 'gpt' turn with text."
             )
+        losses = self(batch).losses
+        loss = losses.sum() if self.loss_mean == "tokens" else losses.mean()
+        self._totals.add(loss, num_tokens, batch.get("ids", []))
         size = len(batch["input_ids"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        if self.loss_mean == "batches":
+            self.log("train/loss", loss, prog_bar=True, batch_size=size)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             if group["name"] == "base":
                 self.log("train/lr", group["lr"], batch_size=size)
@@ -98,26 +141,82 @@ class BimbaModule(L.LightningModule):
                 self.log(f"train/lr/{group['name']}", group["lr"], batch_size=size)
         return loss
 
-    def _nothing_to_learn(self) -> Tensor | None:
-        """The loss of a batch whose samples were all bad: no gradient, so AdamW leaves every weight as it is."""
-        if self.trainer.world_size == 1:
-            return None
-        # The other ranks wait for this one's gradients: give zeros.
-        return sum((p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), torch.zeros(()).to(self.device))
+    def _empty_batch(self) -> Batch:
+        """One token, and nothing to learn."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        return {"input_ids": token, "attention_mask": token + 1, "labels": token + IGNORE_INDEX}
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """As Lightning's, with the gradients finished between the last backward pass and the optimizer."""
+
+        def closure() -> Any:
+            loss = optimizer_closure() if optimizer_closure is not None else None
+            self._finish_gradients()
+            return loss
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def _finish_gradients(self) -> None:
+        """Makes the gradients those of the step's mean loss; drops them if they are not numbers.
+
+        Every process comes to the same decision, as it is made on sums over all of them.
+
+        Raises:
+            BimbaError: so many steps in a row were dropped as ``OptimizerSettings.max_skipped_steps`` allows.
+        """
+        totals, self._totals = self._totals, StepTotals()
+        step = self._step = sum_over_processes(totals, self.model, self.device)
+        if step.num_tokens == 0:  # bad samples only
+            drop_gradients(self.model)
+        elif not step.is_finite:
+            drop_gradients(self.model)
+            self._report_skipped(step, totals.ids)
+        else:
+            self._skipped_in_a_row = 0
+            if self.loss_mean == "tokens":
+                # Lightning has divided by the first, the mean over processes by the second.
+                factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / step.num_tokens
+                scale_gradients(self.model, factor)
+                norms = {part: norm * factor for part, norm in step.norms.items()}
+                self._step = Step(step.loss_sum, step.num_tokens, step.num_batches, norms)
+
+    def _report_skipped(self, step: Step, ids: list[str]) -> None:
+        self._skipped += 1
+        self._skipped_in_a_row += 1
+        everywhere = [ids]
+        if self.trainer.world_size > 1:
+            everywhere = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(everywhere, ids)
+        samples = ", ".join(name for some in everywhere for name in some) or "not named by the data"
+        parts = [part for part, norm in step.norms.items() if not torch.isfinite(torch.tensor(norm))]
+        what = f"loss {step.loss_sum / step.num_batches}, gradients of {', '.join(parts) or 'no part'} not finite"
+        if self.trainer.is_global_zero:
+            log.warning("Step %d is skipped (%s). Its samples: %s", self.global_step, what, samples)
+        limit = self.optimizer_settings.max_skipped_steps
+        if self._skipped_in_a_row >= limit:
+            raise BimbaError(
+                f"{limit} steps in a row (optimizer.max_skipped_steps), the last of them step {self.global_step}, had "
+                f"a loss or gradients that are not numbers ({what}; samples: {samples}). The weights are as they were "
+                f"before them. Lower optimizer.lr (now {self.optimizer_settings.lr}) or raise optimizer.warmup_ratio, "
+                "or look at these samples."
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if "input_ids" not in batch:
+            if self.trainer.world_size > 1:
+                self(self._empty_batch())  # the other processes wait in the model's parts
             return
-        loss, logits, labels = self(batch)
-        supervised = labels[:, 1:] != IGNORE_INDEX  # (B, K-1)
-        right = (logits[:, :-1].argmax(dim=-1) == labels[:, 1:]) & supervised
+        scores = self(batch)
         # Weighted by tokens and by samples: the epoch's mean is the mean over all of them.
-        tokens, samples = int(supervised.sum()), len(labels)
+        tokens, samples = len(scores.losses), len(batch["labels"])
         options: dict[str, Any] = {"on_epoch": True, "sync_dist": True}
-        self.log("val/loss", loss, prog_bar=True, batch_size=tokens, **options)
-        self.log("val/accuracy", right.sum() / tokens, batch_size=tokens, **options)
-        whole = (right == supervised).all(dim=1).float().mean()
-        self.log("val/exact_answers", whole, prog_bar=True, batch_size=samples, **options)
+        self.log("val/loss", scores.losses.mean(), prog_bar=True, batch_size=tokens, **options)
+        self.log("val/accuracy", scores.right.float().mean(), batch_size=tokens, **options)
+        whole = torch.ones(samples, device=self.device)
+        whole[scores.samples[~scores.right]] = 0.0
+        self.log("val/exact_answers", whole.mean(), prog_bar=True, batch_size=samples, **options)
 
     # -- what is measured on the way ---------------------------------------------------------------------------
 
@@ -135,19 +234,29 @@ class BimbaModule(L.LightningModule):
         self._last_step_ended_s = time.perf_counter()  # validation is not training time
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the gradient norms before clipping, of everything and of each trained part."""
-        norms: dict[str, list[Tensor]] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None:
-                norms.setdefault(part_of(name), []).append(parameter.grad.norm())
-        if not norms:
-            return  # a batch of bad samples only
-        of_part = {part: torch.stack(values).norm() for part, values in norms.items()}
-        self.log("train/grad_norm", torch.stack(list(of_part.values())).norm(), batch_size=1)
-        for part, norm in of_part.items():
+        """Logs the step's loss, and the gradient norms before clipping, of everything and of each trained part."""
+        step = self._step
+        if step is None or step.num_tokens == 0:
+            return  # a step of bad samples only
+        if self._skipped:
+            self.log("train/skipped_steps", float(self._skipped), batch_size=1)
+        if self.loss_mean == "tokens":
+            self.log("train/loss", step.loss_sum / step.num_tokens, prog_bar=True, batch_size=1)
+        norms = {part: norm for part, norm in step.norms.items() if part not in self._parts_cut_off}
+        self.log("train/grad_norm", sum(norm**2 for norm in norms.values()) ** 0.5, batch_size=1)
+        for part, norm in norms.items():
             self.log(f"train/grad_norm/{part}", norm, batch_size=1)
 
+    @property
+    def _parts_cut_off(self) -> set[str]:
+        return {part_of(name.removeprefix("model.")) for name in self._cut_off}
+
     # -- Lightning's plumbing ----------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self._shard is not None and isinstance(self._strategy, ShardedStrategy):
+            shard, self._shard = self._shard, None
+            shard(self, self._strategy)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves the tensors; the bad samples are a report, and frozen, which Lightning's own transfer refuses."""
@@ -160,20 +269,21 @@ class BimbaModule(L.LightningModule):
         optimizer, schedule = build_optimizer(self.model, self.optimizer_settings, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _trained_names(self) -> set[str]:
+    def names_to_save(self) -> set[str]:
+        """Of the weights that a Lightning checkpoint holds."""
+        if self.save_frozen:
+            return set(self.state_dict())
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = self._trained_names()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        wanted = self.names_to_save()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
+        checkpoint["base"] = self.base
+        checkpoint["batches_per_step"] = self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved, trained = set(checkpoint["state_dict"]), self._trained_names()
-        if saved != trained:
-            missing, unexpected = sorted(trained - saved), sorted(saved - trained)
-            raise BimbaError(
-                f"The file given as resume= belongs to another training setup: it lacks {len(missing)} trained weights "
-                f"({', '.join(missing[:3]) or 'none'}) and has {len(unexpected)} that are not trained here "
-                f"({', '.join(unexpected[:3]) or 'none'}). Resume with the model, model/compressor, model.tuning and "
-                "model.lora of the run that wrote it (its config.yaml)."
-            )
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        check_names(set(checkpoint["state_dict"]), trained, set(self.state_dict()))
+        warn_of_another_base(checkpoint.get("base", self.base), self.base)
+        now = self.trainer.accumulate_grad_batches
+        count_batches_anew(checkpoint["loops"], checkpoint.get("batches_per_step", now), now)

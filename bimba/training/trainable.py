@@ -18,7 +18,7 @@ lora (inside it)            trained                         absent
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,19 @@ def part_of(parameter_name: str) -> str:
     return part
 
 
-def set_trainable(model: nn.Module, tuning: str, lora: Mapping[str, Any] | None) -> None:
+def set_trainable(
+    model: nn.Module,
+    tuning: str,
+    lora: Mapping[str, Any] | None,
+    before_casting: Callable[[nn.Module], None] = lambda model: None,
+) -> None:
     """Freezes and frees the parameters of ``model``, adds the adapters, keeps everything trained in float32.
 
     Args:
         model: with the attributes ``vision_tower``, ``projector``, ``compressor`` and ``language_model``.
         tuning: "lora" or "full".
         lora: the keys of ``LoraSettings``; only read when ``tuning`` is "lora".
+        before_casting: what else is to be done to the model, adapters already in it.
 
     Raises:
         BimbaError: unknown tuning, missing or unknown LoRA keys, or no layer matches.
@@ -86,6 +92,7 @@ def set_trainable(model: nn.Module, tuning: str, lora: Mapping[str, Any] | None)
         settings = _lora_settings(lora)
         for part in ("language_model", "vision_tower") if settings.vision_tower else ("language_model",):
             add_lora(model.get_submodule(part), settings, part)
+    before_casting(model)
     for name, parameter in model.named_parameters():
         chosen = tuning == "full" or part_of(name) in ("vision_lora", "projector", "compressor", "lora")
         parameter.requires_grad = chosen and not name.startswith(UNREAD)

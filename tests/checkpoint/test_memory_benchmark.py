@@ -13,5 +13,5 @@ def test_it_prints_figures_of_equal_weights():
     done = subprocess.run([sys.executable, str(SCRIPT), "--layers", "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "in 4 shards" in done.stdout
-    for what in ("load_pretrained", "naive", "convert"):
+    for what in ("load_pretrained", "sharded", "naive", "convert"):
         assert f"\n{what:<16} peak " in done.stdout

@@ -25,6 +25,7 @@ def options(group):
 
 
 GROUPS = ("model", "model/compressor", "data", "trainer", "optimizer", "logger", "callbacks", "experiment", "debug")
+GPU_TRAINERS = ("gpu", "ddp", "fsdp", "fsdp_multinode")
 CHOICES = [f"{group}={option}" for group in GROUPS for option in options(group)]
 
 
@@ -93,7 +94,7 @@ def test_every_target_exists(choice, train_config):
             get_method(target)
 
 
-@pytest.mark.parametrize("trainer", [name for name in options("trainer") if name not in ("gpu", "ddp")])
+@pytest.mark.parametrize("trainer", [name for name in options("trainer") if name not in GPU_TRAINERS])
 def test_trainers_loggers_and_callbacks_are_built(trainer, train_config, train_script):
     installed = [name for name in options("logger") if name in ("csv", "wandb") or importlib.util.find_spec(name)]
     for callbacks, logger in itertools.product(options("callbacks"), installed):
@@ -103,10 +104,15 @@ def test_trainers_loggers_and_callbacks_are_built(trainer, train_config, train_s
         assert len(built.loggers) == len(cfg.logger)
 
 
-@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+@pytest.mark.parametrize("trainer", GPU_TRAINERS)
 def test_gpu_trainers_are_built_on_the_cpu_for_want_of_one(trainer, train_config, train_script):
-    overrides = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
+    overrides = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=1", "trainer.precision=32-true"]
     train_script.build_trainer(train_config(f"trainer={trainer}", *overrides))
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "32-true"), ("bfloat16", "bf16-mixed")])
+def test_the_precision_of_a_sharded_run_goes_by_the_model(dtype, precision, train_config, train_script):
+    assert train_script.precision_of(train_config("trainer=fsdp", f"model.dtype={dtype}")) == precision
 
 
 @pytest.mark.parametrize("optimizer", options("optimizer"))

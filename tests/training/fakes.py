@@ -75,6 +75,7 @@ def model_node(**changes: Any) -> dict[str, Any]:
         "tokenizer": tokenizer_folder(),
         "dtype": "float32",
         "gradient_checkpointing": False,
+        "compile": False,
         "config": SIZES,
         "compressor": None,
         "tuning": "lora",

@@ -4,6 +4,7 @@ import torch
 from bimba.data.tokenize import IGNORE_INDEX
 from bimba.training import breakdown
 from bimba.training.breakdown import LossBySource, loss_by_sample
+from bimba.training.loss import score
 from tests.training.fakes import FakeData, read_metrics, tiny_module, tiny_trainer
 
 SOURCES = ["films", "needle", "films", ""]
@@ -34,7 +35,7 @@ def test_the_losses_of_samples_add_up_to_the_loss():
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 6, 11), torch.randint(11, (3, 6))
     labels[0, :4] = labels[1, 2:] = IGNORE_INDEX
-    losses, tokens = loss_by_sample(logits, labels)
+    losses, tokens = loss_by_sample(score(logits, labels, lambda states: states), 3)
     assert tokens.tolist() == [2, 1, 5]
     for sample in range(3):
         expected = torch.nn.functional.cross_entropy(logits[sample, :-1], labels[sample, 1:], reduction="sum")
@@ -53,7 +54,7 @@ def test_each_source_and_modality_has_its_mean_over_tokens(tmp_path):
     inputs = {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         logits = module.model(**inputs, pixel_values_videos=batch["pixel_values_videos"]).logits
-    losses, tokens = loss_by_sample(logits, batch["labels"])
+    losses, tokens = loss_by_sample(score(logits, batch["labels"], lambda states: states), len(logits))
     metrics = read_metrics(tmp_path)
     for prefix, names in (("loss_by_source", SOURCES), ("loss_by_modality", MODALITIES)):
         for name in set(names):

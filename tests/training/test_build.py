@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,19 @@ from bimba.data.collate import collate
 from bimba.data.recipe import RECIPES
 from bimba.data.tokenize import tokenize_conversation
 from bimba.training import BimbaModule
-from bimba.training.build import ModelSettings, accumulation_steps, ask_as_in, build_model
+from bimba.training.build import (
+    ModelSettings,
+    accumulation_steps,
+    ask_as_in,
+    build_model,
+    outline_model,
+    samples_per_pass,
+)
 from bimba.training.optim import OptimizerSettings
+from bimba.training.stream import to_meta
 from bimba.training.trainable import part_of, set_trainable
 from bimba.types import BimbaError
-from tests.training.fakes import IMAGE_SIZE, LORA, SIZES, model_node, tiny_model
+from tests.training.fakes import IMAGE_SIZE, LORA, SIZES, FakeData, model_node, tiny_model
 
 MAMBA = {"name": "mamba", "d_state": 4}
 TOWER_LORA = {**LORA, "vision_tower": True}
@@ -79,8 +88,7 @@ def test_training_starts_from_an_adapter_and_its_base():
     sample = tokenize_conversation(question, processor.tokenizer, [processor.num_video_tokens(4)])
     assert sample["input_ids"].max() >= 403  # a placeholder without a row
     batch = collate([{**sample, "pixel_values_videos": [torch.randn(4, 3, 56, 56)]}], pad_token_id=0)
-    loss, _, _ = BimbaModule(model, processor, OptimizerSettings(lr=1e-3))(batch)
-    loss.backward()
+    BimbaModule(model, processor, OptimizerSettings(lr=1e-3))(batch).losses.mean().backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert any("compressor" in name for name in trained) and any("lora" in name for name in trained)
 
@@ -193,3 +201,54 @@ def test_accumulation(arguments, steps):
 def test_a_global_batch_that_does_not_divide_is_an_error(arguments):
     with pytest.raises(BimbaError, match=r"data\.global_batch_size"):
         accumulation_steps(*arguments)
+
+
+def test_compiled_layers_have_the_same_gradients(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+    def gradients(compile):
+        model, processor = tiny_model(compressor={"name": "mamba"}, compile=compile)
+        compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+        assert len(compiled) == (3 if compile else 0)  # two layers of the language model, one of the compressor
+        module = BimbaModule(model, processor, OptimizerSettings(lr=1e-3))
+        module(next(iter(FakeData(processor, length=2).train_dataloader()))).losses.mean().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, compiled = gradients(False), gradients(True)
+    assert plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize(("batch_size", "taken"), [(1, 1), (4, 4), (8, 4), (100, 4)])
+def test_a_process_takes_no_more_than_its_share_of_a_step(batch_size, taken):
+    assert samples_per_pass(8, batch_size, world_size=2) == taken
+
+
+def test_a_step_that_cannot_be_dealt_out_is_an_error():
+    with pytest.raises(BimbaError, match="expected a multiple of the 3 processes"):
+        samples_per_pass(8, 1, world_size=3)
+
+
+def test_an_outline_differs_from_the_model_only_in_what_is_still_to_be_read():
+    settings = ModelSettings.from_node(model_node(config={}, compressor={"name": "mamba"}))
+    torch.manual_seed(0)
+    model, _ = build_model(settings, "bimba-tiny")
+    set_trainable(model, settings.tuning, settings.lora)
+    torch.manual_seed(0)
+    outline, _, tensors = outline_model(settings, "bimba-tiny")
+    set_trainable(outline, settings.tuning, settings.lora, partial(to_meta, tensors=tensors))
+    expected = dict(model.named_parameters())
+    for name, parameter in outline.named_parameters():
+        like = expected.pop(name)
+        assert (parameter.shape, parameter.dtype, parameter.requires_grad) == (
+            like.shape,
+            like.dtype,
+            like.requires_grad,
+        )
+        stored = tensors.get(name.replace(".base_layer.", "."))
+        assert parameter.is_meta == (stored is not None), name
+        torch.testing.assert_close(parameter if stored is None else stored[...], like, rtol=0, atol=0, msg=name)
+    assert not expected
+    for (name, buffer), (_, like) in zip(outline.named_buffers(), model.named_buffers(), strict=True):
+        assert torch.equal(buffer, like), name

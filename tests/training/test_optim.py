@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bimba.training.optim import OptimizerSettings, build_optimizer, parameter_groups, rate_factor
+from bimba.training.optim import OptimizerSettings, build_optimizer, is_decayed, parameter_groups, rate_factor
 from bimba.training.trainable import set_trainable
 from bimba.types import BimbaError
 from tests.training.fakes import LORA, tiny_model
@@ -65,6 +65,28 @@ def test_a_rate_for_a_part_that_is_not_there_is_an_error():
         parameter_groups(model, OptimizerSettings(lr=1e-4, vision_tower_lr=1e-3))
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_each_part_may_have_its_own_rate_and_decay(tuning):
+    model = model_with_compressor(tuning)
+    own = "language_model" if tuning == "full" else "lora"
+    settings = OptimizerSettings(
+        lr=1e-4, weight_decay=0.1, compressor_weight_decay=0.2, **{f"{own}_lr": 1e-2, f"{own}_weight_decay": 0.3}
+    )
+    group_of = {id(p): group for group in parameter_groups(model, settings) for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = name.split(".")[0]
+        rate = 1e-2 if part == "language_model" else 1e-4
+        decay = {"language_model": 0.3, "compressor": 0.2}.get(part, 0.1) if is_decayed(name, parameter) else 0.0
+        assert (group_of[id(parameter)]["lr"], group_of[id(parameter)]["weight_decay"]) == (rate, decay), name
+
+
+def test_a_decay_for_a_part_that_is_not_there_is_an_error():
+    with pytest.raises(BimbaError, match="optimizer.language_model_weight_decay is set"):
+        parameter_groups(model_with_compressor(), OptimizerSettings(lr=1e-4, language_model_weight_decay=0.1))
+
+
 def test_nothing_to_train_is_an_error():
     model, _ = tiny_model()
     with pytest.raises(BimbaError, match="no trained parameter"):
@@ -111,6 +133,13 @@ def test_constant_schedule_and_floor():
     assert floored(10) == floored(99) == pytest.approx(0.1)
 
 
+def test_warm_up_stable_decay():
+    settings = OptimizerSettings(lr=1.0, warmup_ratio=0.2, schedule="wsd", decay_ratio=0.4, min_lr_ratio=0.1)
+    factor = rate_factor(settings, 10)
+    expected = [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1]
+    assert [factor(step) for step in range(12)] == pytest.approx(expected)
+
+
 def test_build_optimizer_applies_the_schedule_to_every_group():
     optimizer, schedule = build_optimizer(
         model_with_compressor(), OptimizerSettings(lr=1e-4, compressor_lr=1e-3, warmup_ratio=0.5), 4
@@ -122,7 +151,16 @@ def test_build_optimizer_applies_the_schedule_to_every_group():
     )
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "steps"}, {"warmup_ratio": 2.0}, {"min_lr_ratio": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"schedule": "steps"},
+        {"warmup_ratio": 2.0},
+        {"min_lr_ratio": -0.1},
+        {"warmup_ratio": 0.6, "decay_ratio": 0.5, "schedule": "wsd"},
+        {"max_skipped_steps": 0},
+    ],
+)
 def test_wrong_settings_are_explained(wrong):
     with pytest.raises(BimbaError, match=f"optimizer.{next(iter(wrong))}"):
         OptimizerSettings(lr=1.0, **wrong)
