@@ -109,8 +109,9 @@ def bytes_of(inputs: dict[str, Tensor], y: Tensor, backward: bool) -> int:
 
 def ours(backend: str, index: Tensor) -> Scan:
     def scan(C: Tensor, **inputs: Tensor) -> Tensor:
+        at_queries = C.mT.index_select(1, index).mT  # rows as they lie in memory, as the layer does
         y: Tensor = selective_scan(
-            **inputs, C=C.index_select(2, index), delta_softplus=True, query_index=index, backend=backend
+            **inputs, C=at_queries, delta_softplus=True, query_index=index, backend=backend
         )
         return y
 

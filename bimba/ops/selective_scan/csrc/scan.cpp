@@ -10,10 +10,6 @@
 
 // Plain C at the border, and no header of torch: it compiles in seconds and fits any version of torch.
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -281,15 +277,6 @@ void backward_range(const Scan& s, int64_t range) {
   }
 }
 
-// A hint that all of x will be written: a page fault per 2 MiB, where the system has such pages, instead of 512.
-void write_soon([[maybe_unused]] float* x, [[maybe_unused]] int64_t count) {
-#if defined(__linux__)
-  const uintptr_t page = uintptr_t(1) << 21, begin = uintptr_t(x), end = begin + count * sizeof(float);
-  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
 }  // namespace
 
 extern "C" void bimba_scan_forward(const Arguments* a) {
@@ -299,7 +286,6 @@ extern "C" void bimba_scan_forward(const Arguments* a) {
 }
 
 extern "C" void bimba_scan_backward(const Arguments* a) {
-  for (float* x : {a->du, a->ddelta}) write_soon(x, a->directions * a->batch * a->length * a->channels);
   auto run = a->bfloat16 ? backward_range<uint16_t> : backward_range<float>;
   parallel(a->directions * a->batch * a->ranges, a->threads,
            [&](int64_t i) { run(Scan(*a, i / a->ranges), i % a->ranges); });
