@@ -6,6 +6,7 @@ scan that fills them; of 2 MiB, a twentieth of that.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 
@@ -23,8 +24,6 @@ def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="cpu")
     # A whole number of pages, which the system then places at the border of one.
     pages = mmap.mmap(-1, -(-num_bytes // _HUGE) * _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    with contextlib.suppress(OSError):  # of a system built without: its pages are small
         pages.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a system built without: its pages are small
-        pass
     return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)  # which keeps them as long as it lives
