@@ -39,7 +39,7 @@ def plot_scan(times_s: dict[int, dict[str, float]], title: str, path: Path) -> N
         ms = [of_length[name] * 1e3 for of_length in times_s.values()]
         axes.loglog(list(times_s), ms, label=name, linewidth=2.5 if name == "cpp" else 1.2, **style)
     axes.set_xticks(list(times_s), [f"{length:,}" for length in times_s], minor=False)
-    axes.tick_params(axis="x", which="minor", bottom=False)
+    axes.minorticks_off()
     axes.set(xlabel="positions", ylabel="ms", title=f"Selective scan, {title}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
