@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,7 +175,7 @@ def check_query_index(query_index: Tensor, length: int) -> None:
     if query_index.numel() == 0:
         return
     # Of a CPU's tensor by numpy, in a quarter of the time, which is a hundredth of a short scan.
-    values = query_index.numpy() if query_index.device.type == "cpu" else query_index
+    values: Any = query_index.numpy() if query_index.device.type == "cpu" else query_index
     first, last = values[0], values[-1]
     increasing = (values[1:] > values[:-1]).all()
     if bool(increasing & (first >= 0) & (last < length)):
