@@ -28,8 +28,8 @@ grow with the frames, so the perceiver is quadratic as well. The exponent is tha
 longest video to the longest: 1 is linear, 2 quadratic. The five that scan, as far as they have a row, must give the
 same outputs on the first video, streamed in four pieces, and with --backward the same gradients of tokens, queries
 and all parameters, or nothing is printed. Memory is how far the process grows beyond tokens and queries; a candidate
-that takes more than 5 seconds is called once. The floor is the matrix products and exponentials that query-only cannot
-avoid, at the rates measured in the same run.
+that takes more than 5 seconds is called once. The floors are the matrix products and exponentials that query-only
+cannot avoid, and reading its inputs and writing its output once, at the rates measured in the same run.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def report(candidates: dict[str, Layer], results: Results, options: argparse.Nam
     if not options.backward and cpp.BACKEND.unavailable() is None:
         longest = options.frames[-1]
         mixer = candidates["query-only"].compressor.layers[0].mixer  # type: ignore[attr-defined]
-        print_floor(mixer, longest, getattr(torch, options.dtype), results["query-only"][longest][0])
+        print_floors(mixer, longest, getattr(torch, options.dtype), results["query-only"][longest][0])
 
 
 def print_ratios(results: Results) -> None:
@@ -214,8 +214,8 @@ def print_ratios(results: Results) -> None:
                   f"{own_mib / other_mib:.2f}x the memory")  # fmt: skip
 
 
-def print_floor(mixer: MambaMixer, frames: int, dtype: torch.dtype, query_only_s: float) -> None:
-    """What a forward pass cannot do without, at this machine's rates; the copies' is there to compare with."""
+def print_floors(mixer: MambaMixer, frames: int, dtype: torch.dtype, query_only_s: float) -> None:
+    """What a forward pass cannot do without, at this machine's rates."""
     hidden_size = mixer.in_proj.in_features
     num_queries = frames * math.ceil(GRID / 2) ** 2
     length = frames * GRID**2 + num_queries
@@ -224,10 +224,13 @@ def print_floor(mixer: MambaMixer, frames: int, dtype: torch.dtype, query_only_s
     per_query = 2 * hidden_size * mixer.d_inner  # gate, out_proj
     flop = 2.0 * (length * per_token + num_queries * per_query)
     exponentials = 2 * length * mixer.d_inner * mixer.d_state
+    num_bytes = (length + num_queries) * hidden_size * dtype.itemsize + sum(p.nbytes for p in mixer.parameters())
     products_s, exponentials_alone_s = matrix_product_s(flop, dtype), exponentials_s(exponentials)
-    floor_s = products_s + exponentials_alone_s
-    print(f"floor (matrix products, exponentials) at {frames} frames: {milliseconds(floor_s)} ms; "
-          f"query-only takes {query_only_s / floor_s:.1f} times as long.")  # fmt: skip
+    floors_s = {"matrix products": products_s, "exponentials": exponentials_alone_s}
+    floors_s |= {"the two, one after the other": products_s + exponentials_alone_s, "copies": copy_s(num_bytes)}
+    for name, floor_s in floors_s.items():
+        print(f"floor at {frames} frames, {name}: {milliseconds(floor_s)} ms; "
+              f"query-only takes {query_only_s / floor_s:.1f} times as long.")  # fmt: skip
     print(f"rates: matrix products {flop / products_s / 1e9:.1f} GFLOP/s, "
           f"exponentials {exponentials / exponentials_alone_s / 1e9:.2f} billion/s, "
           f"copies {COPIED / copy_s(COPIED) / 1e9:.1f} GB/s (read and written)")  # fmt: skip

@@ -4,11 +4,14 @@
     python benchmarks/scan.py --threads 2
     python benchmarks/scan.py --length 512 --queries 108 --backward
     python benchmarks/scan.py --backward --peers mambapy      the only peer whose backward is not quadratic in L
+    python benchmarks/scan.py --lengths 512 1024 2048 4096 8192 --plot scan.png
 
 Peers: the recurrence as mamba_ssm's ``selective_scan_ref`` writes it ("as mamba_ssm"), transformers' PyTorch path, and
 mambapy's parallel scan. They compute every output; ours is asked for the queries alone, as the compressor does. Floors,
 measured in the same run: the B x L x D x N exponentials alone with this package's exp2, and a copy of as many bytes as
-inputs and outputs have. Nothing is printed before outputs and gradients were found equal at the queries. Memory is how
+inputs and outputs have. Nowhere in a scan is a matrix product: the floor of those is the layer's, in compressor.py.
+With --lengths the table is that of each, a fifth of which is read, and --plot draws times against lengths, floors
+included. Nothing is printed before outputs and gradients were found equal at the queries. Memory is how
 far the process grows during one call. With --keep-memory what is freed stays with the process, which spares the peers,
 who allocate much, most of their page faults.
 """
@@ -19,6 +22,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import peers
 import torch
@@ -46,18 +50,36 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--channels", type=int, default=512)
     parser.add_argument("--states", type=int, default=16)
-    parser.add_argument("--length", type=int, default=8192)
-    parser.add_argument("--queries", type=int, default=1736, help="outputs that ours computes (default: %(default)s)")
+    parser.add_argument("--length", "--lengths", type=int, nargs="+", default=[8192], dest="lengths")
+    parser.add_argument(
+        "--queries", type=int, default=1736, help="outputs that ours computes at the longest (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--backward", action="store_true", help="forward and backward")
     parser.add_argument("--peers", nargs="*", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--keep-memory", action="store_true", help="time with memory that is never given back")
+    parser.add_argument("--plot", type=Path, help="draw times against lengths into this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    times_s: dict[int, dict[str, float]] = {}
+    for length in options.lengths:
+        of_length = measure(length, options)
+        if of_length is None:
+            return 1
+        times_s[length] = of_length
+    if options.plot:
+        from plot import plot_scan
 
-    inputs = make_inputs(options.batch, options.channels, options.states, options.length)
-    index = torch.linspace(0, options.length - 1, min(options.queries, options.length)).long().unique()
+        plot_scan(times_s, f"D={options.channels} N={options.states}, {options.threads} thread(s)", options.plot)
+    return 0
+
+
+def measure(length: int, options: argparse.Namespace) -> dict[str, float] | None:
+    """Prints the table of one length; seconds of each implementation and floor, None if outputs differ."""
+    inputs = make_inputs(options.batch, options.channels, options.states, length)
+    queries = round(options.queries * length / max(options.lengths))
+    index = torch.linspace(0, length - 1, min(queries, length)).long().unique()
     scans: dict[str, Scan] = {name: peer(name, index) for name in options.peers}
     for name, backend in REGISTRY.backends.items():
         if backend.priority > 0 and backend.unavailable() is None:
@@ -65,11 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     runs = {name: partial(run, scan, inputs, options.backward) for name, scan in scans.items()}
     expected = run(ours("reference", index), inputs, options.backward)
     if not agree(runs, expected, "the reference", TOLERANCE):
-        return 1
+        return None
 
     print(header() + ", float32")
     print(
-        f"B={options.batch} D={options.channels} N={options.states} L={options.length}, {len(index)} queries, "
+        f"B={options.batch} D={options.channels} N={options.states} L={length}, {len(index)} queries, "
         f"median of {options.repeats}"
     )
     memory_mib, known_s = {}, {}
@@ -83,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     if cpp.BACKEND.unavailable() is None:
         floors_s["exp floor"] = exponentials_s(inputs["u"].numel() * options.states)
     table("forward + backward" if options.backward else "forward", times_s, memory_mib, floors_s)
-    return 0
+    return times_s | {f"({name})": floor_s for name, floor_s in floors_s.items()}
 
 
 def make_inputs(batch: int, channels: int, states: int, length: int) -> dict[str, Tensor]:
@@ -109,9 +131,8 @@ def bytes_of(inputs: dict[str, Tensor], y: Tensor, backward: bool) -> int:
 
 def ours(backend: str, index: Tensor) -> Scan:
     def scan(C: Tensor, **inputs: Tensor) -> Tensor:
-        y: Tensor = selective_scan(
-            **inputs, C=C.index_select(2, index), delta_softplus=True, query_index=index, backend=backend
-        )
+        at_queries = C.mT.index_select(1, index).mT  # rows as they lie in memory, as the layer does
+        y: Tensor = selective_scan(**inputs, C=at_queries, delta_softplus=True, query_index=index, backend=backend)
         return y
 
     return scan

@@ -37,7 +37,8 @@ def test_a_row_for_each(benchmark, capsys, tmp_path, direction):
         assert printed.count(f"\n{name} ") >= 1
     for full in ("every position", "original's way"):
         assert f"query-only against {full}, 2 frames: " in printed
-    for line in ("floor (matrix products, exponentials) at 2 frames", "rates: matrix products "):
+    floors = [f"floor at 2 frames, {what}" for what in ("matrix products", "exponentials", "the two", "copies")]
+    for line in (*floors, "rates: matrix products "):
         assert (line in printed) == ("--backward" not in direction)
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 

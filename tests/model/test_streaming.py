@@ -94,14 +94,17 @@ def test_nothing_but_tokens_and_queries_grows_with_the_video(frames: int) -> Non
     assert sizes.largest <= 2 * 64 * 2 * HIDDEN  # one piece of inner channels, with room
 
 
-def test_long_sequences_are_streamed_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressor_module, "STREAM_ABOVE", 50)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_long_sequences_are_streamed_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, gradients: bool) -> None:
+    monkeypatch.setattr(compressor_module, "STREAM_ABOVE", 50 if gradients else 1000)
+    monkeypatch.setattr(compressor_module, "STREAM_INFERENCE_ABOVE", 1 if gradients else 50)
     seen = []
     monkeypatch.setattr("bimba.model.block.stream", lambda *given: seen.append(given) or given[4])
     for chunk_tokens in ("auto", 0):
         compressor = make(chunk_tokens=chunk_tokens)
         for frames in (4, 5):  # 44 and 55 positions
-            compressor(torch.randn(1, frames, 3, 3, HIDDEN), torch.randn(1, frames, 2, HIDDEN))
+            with torch.set_grad_enabled(gradients):
+                compressor(torch.randn(1, frames, 3, 3, HIDDEN), torch.randn(1, frames, 2, HIDDEN))
     assert [given[-1] for given in seen] == [[(45, 10)]]  # once: 55 positions, auto, in one piece of up to 4,096
 
 

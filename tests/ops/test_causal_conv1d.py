@@ -1,28 +1,20 @@
-"""The causal convolution: every backend against PyTorch's in float64, every gradient; and as a node of graphs."""
+"""The causal convolution: every backend against PyTorch's in float64, every gradient."""
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bimba.ops import bidirectional_conv1d, causal_conv1d, extension
-from bimba.ops.causal_conv1d import REGISTRY, cpp, pytorch, triton
-from bimba.ops.causal_conv1d.inputs import Conv
-from bimba.ops.causal_conv1d.op import conv_op
+from bimba.ops import bidirectional_conv1d, causal_conv1d
+from bimba.ops.causal_conv1d import triton
 from bimba.types import BimbaError
 
 BACKENDS = ["pytorch", "cpp", "triton"]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -201,199 +193,6 @@ def test_offsets_beyond_32_bits(backend: str, axis: str) -> None:
     x.copy_(inputs["x"])
     found = run(bidirectional_conv1d, inputs | {"x": x}, True, False, backend)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-# -- one node of a graph -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
-@pytest.mark.parametrize("bias", [True, False])
-def test_the_operator_is_registered_in_full(backend: str, bias: bool) -> None:
-    inputs = make_inputs(2, 3, 2, 2) | ({} if bias else {"bias": None})
-    leaves = [None if x is None else x.requires_grad_() for x in inputs.values()]
-    torch.library.opcheck(conv_op, (*leaves, True, False, backend))
-
-
-class Convolutions(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        inputs = make_inputs(2, 9, 5, 4)
-        self.weight, self.bias = torch.nn.Parameter(inputs["weight"]), torch.nn.Parameter(inputs["bias"])
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = bidirectional_conv1d(x, self.weight, self.bias, True)
-        return y + causal_conv1d(x.mT, self.weight[0], None, "silu").mT
-
-
-def test_compiles_whole() -> None:
-    torch._dynamo.reset()
-    module, x = Convolutions(), make_inputs(2, 9, 5, 4)["x"]
-    results = []
-    for function in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
-        leaf = x.clone().requires_grad_()
-        y = function(leaf)
-        results.append([y, *torch.autograd.grad(y.square().sum(), [leaf, *module.parameters()])])
-    for found, expected in zip(*results):
-        torch.testing.assert_close(found, expected)
-
-
-def test_exports_one_node_for_both_directions() -> None:
-    module, x = Convolutions(), make_inputs(2, 9, 5, 4)["x"]
-    length = torch.export.Dim("length", min=2, max=100)
-    exported = torch.export.export(module, (x,), dynamic_shapes=({1: length},))
-    calls = [node for node in exported.graph.nodes if "bimba.causal_conv1d" in str(node.target)]
-    assert len(calls) == 2  # one for each function that the module calls
-    longer = make_inputs(2, 31, 5, 4)["x"]
-    torch.testing.assert_close(exported.module()(longer), module(longer))
-
-
-# -- the choice of a backend ---------------------------------------------------------------------------------------
-
-
-def call_of(dtype: torch.dtype = torch.float32) -> Conv:
-    return Conv(**make_inputs(1, 3, 2, 4, dtype=dtype), silu=True, reverse=False)
-
-
-def test_auto_takes_the_compiled_one_or_what_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BIMBA_CONV_BACKEND", raising=False)
-    assert REGISTRY.choose("auto", call_of()) is cpp.BACKEND
-    assert REGISTRY.choose("auto", call_of(torch.bfloat16)) is cpp.BACKEND
-    assert REGISTRY.choose("auto", call_of(torch.float64)) is pytorch.BACKEND
-    assert REGISTRY.choose("auto", call_of(torch.float16)) is pytorch.BACKEND
-    monkeypatch.setenv("BIMBA_CONV_BACKEND", "pytorch")
-    assert REGISTRY.choose("auto", call_of()) is pytorch.BACKEND
-
-
-def test_what_the_compiled_one_refuses() -> None:
-    x, weight, bias = make_inputs(1, 3, 2, 4).values()
-    with pytest.raises(BimbaError, match="'cpp' was asked for but cannot run: it takes x in float32 or bfloat16"):
-        bidirectional_conv1d(x.half(), weight, bias, True, backend="cpp")
-    with pytest.raises(BimbaError, match="it computes in float32, an input is float64"):
-        bidirectional_conv1d(x, weight.double(), bias, True, backend="cpp")
-
-
-def test_the_interpreter_takes_no_other_device_than_the_cpu() -> None:
-    x, weight, bias = make_inputs(1, 3, 2, 4).values()
-    call = Conv(x.to("meta"), weight.to("meta"), bias.to("meta"), silu=True, reverse=False)
-    assert triton.BACKEND.refuses(call) == "it runs on a GPU, the inputs are on meta"
-
-
-def test_without_a_compiler_pytorch_does_it_and_the_reason_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delenv("BIMBA_CONV_BACKEND", raising=False)
-    monkeypatch.setattr(cpp, "_library", lambda: "there is no C++ compiler here; a test took it away")
-    inputs = make_inputs(1, 3, 2, 4)
-    with caplog.at_level(logging.INFO):
-        for _ in range(3):
-            y = bidirectional_conv1d(*inputs.values(), True)
-    torch.testing.assert_close(y, definition(*inputs.values(), True))
-    (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "'cpp' passed over: there is no C++ compiler here" in warning
-
-
-# -- the compiled one ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_threads_change_nothing(batch: int) -> None:
-    inputs = make_inputs(batch, 200, 20, 4)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            compare("cpp", inputs)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_a_processor_without_avx512_and_openmp_computes_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path))
-    here = ("-march=native", "-fopenmp")  # and without OpenMP, as on macOS: with threads of its own
-    monkeypatch.setattr(extension, "FLAGS", (*(flag for flag in extension.FLAGS if flag not in here), "-pthread"))
-    monkeypatch.setattr(extension, "_THREADS", "-pthread")
-    library = cpp._build("bimba_conv_portable")
-    monkeypatch.setattr(cpp, "_library", lambda: library)
-    monkeypatch.setattr(cpp, "_threads", lambda: 2)
-    for width in (3, 4):
-        compare("cpp", make_inputs(2, 140, 20, width))
-        compare("cpp", make_inputs(1, 140, 20, width, dtype=torch.bfloat16))
-    test_large_values_saturate("cpp")
-    test_what_is_not_finite_spreads_as_in_pytorch("cpp", math.inf)
-    test_what_is_not_finite_spreads_as_in_pytorch("cpp", math.nan)
-
-
-FORK = """
-import os, torch
-from bimba.ops import bidirectional_conv1d
-torch.set_num_threads(2)
-conv = lambda: bidirectional_conv1d(torch.ones(1, 500, 16), torch.ones(2, 16, 4), None, True, backend="cpp")
-conv()
-child = os.fork()
-if child == 0:
-    conv()
-    os._exit(7)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORK], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout == "7\n", done.stderr
-
-
-# -- the Triton kernels, compiled for GPUs that are not here ---------------------------------------------------------
-
-COMPILE = """
-import itertools, re, subprocess, sys, tempfile
-from pathlib import Path
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from bimba.ops.causal_conv1d import triton as backend
-from bimba.ops.causal_conv1d.gpu import kernels
-
-KERNELS = ((kernels.forward_kernel, backend._FORWARD), (kernels.backward_kernel, backend._BACKWARD))
-for (kernel, tile), element in itertools.product(KERNELS, ("*bf16", "*fp32")):
-    options = {"num_warps": tile["num_warps"]}
-    constants = {"R": 2, "W": 4, "REVERSE": False, "SILU": True, "BIAS": True}
-    constants |= {name: tile[name] for name in ("T", "C", "STEPS")}
-    types = {name: element for name in ("x", "y", "dy", "dx")} | {name: "*fp32" for name in ("weight", "bias", "sums")}
-    types |= {name: "i32" for name in ("B", "L", "D", "stride_b", "stride_l")}
-    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    aligned = [i for i, name in enumerate(kernel.arg_names) if name not in constants and name not in ("B", "L")]
-    source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
-    compiled = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage, code = (
-            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "-sass")
-        )
-    instructions = len(re.findall(r"^ +/\\*[0-9a-f]+\\*/ ", code, re.MULTILINE))
-    per_thread = tile["T"] * tile["C"] / (32 * tile["num_warps"])
-    print(*re.search(r"STACK:(\\d+) .*LOCAL:(\\d+)", usage).groups(), instructions / per_thread)
-"""
-
-
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_kernels_compile_without_spills_to_few_instructions(architecture: int) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE, str(architecture)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 4, done.stderr
-    # In all, for one token and channel of a step; with Triton 3.8 at most 87 forward, 137 backward.
-    for line, most in zip(lines, (100, 100, 160, 160)):
-        stack, local, instructions = line.split()
-        assert stack == local == "0", line  # nothing spilt
-        assert 20 < float(instructions) <= most, line
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

@@ -1,11 +1,8 @@
-"""The compiled scan against the reference in float64, every gradient; and how it is compiled."""
+"""The compiled scan against the reference in float64, every gradient."""
 
 from __future__ import annotations
 
-import errno
-import io
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +11,7 @@ import pytest
 import torch
 from test_selective_scan import QUERIES, assert_same, make_inputs, run
 
-from bimba.ops import extension, selective_scan
+from bimba.ops import selective_scan
 from bimba.ops.selective_scan import REGISTRY, cpp, scan_directions
 from bimba.ops.selective_scan.inputs import Scan
 from bimba.types import BimbaError
@@ -98,78 +95,6 @@ def test_no_samples_and_no_queries():
     inputs = {name: x.float() for name, x in make_inputs((2, 5, 4, 9), 0).items()}
     found = run(inputs, backend="cpp", query_index=torch.zeros(0, dtype=torch.int64))
     assert all(not x.any() for x in found.values())
-
-
-def test_a_state_that_hardly_decays_is_not_worn_away_by_rounding():
-    """An exponential that is 1.0000001 at 0 would be 5 % off after half a million steps."""
-    length = 500_000
-    ones = torch.ones(1, 1, length)
-    y = selective_scan(
-        (torch.arange(length) == 0).float().view(1, 1, length), 1e-9 * ones, -torch.ones(1, 1), 1e9 * ones,
-        torch.ones(1, 1, 1), query_index=torch.tensor([length - 1]), backend="cpp",
-    )  # fmt: skip
-    assert abs(float(y) - math.exp(-1e-9 * length)) < 1e-3
-
-
-def test_steps_from_nothing_to_everything():
-    inputs = make_inputs((1, 16, 4, 64))
-    inputs["delta"] = torch.linspace(-100, 100, 64).double().expand(1, 16, 64).contiguous()
-    compare(inputs, delta_softplus=True)
-    inputs["delta"] = torch.logspace(-30, 4, 64).double().expand(1, 16, 64).contiguous()
-    compare({**inputs, "delta_bias": torch.zeros(16).double()})
-
-
-def one_token(*, u, delta, A, start, softplus):
-    """The state after one token, of one channel for each number of delta and A: exp(delta A) start + delta u."""
-    one = torch.ones(1, 1, 1, 1)
-    _, state = scan_directions(
-        torch.full_like(delta, u).view(1, 1, 1, -1), delta.view(1, 1, 1, -1), A.view(1, -1, 1), one, one,
-        initial_state=torch.full_like(delta, start).view(1, 1, -1, 1), delta_softplus=softplus, backend="cpp",
-    )  # fmt: skip
-    return state.flatten().double()
-
-
-def exponential(x):
-    return one_token(u=0, delta=torch.ones_like(x), A=x, start=1, softplus=False)
-
-
-def softplus(x):
-    return one_token(u=1, delta=x, A=torch.zeros_like(x), start=0, softplus=True)
-
-
-ROUNDING = 2.0**-23  # relative, of an exponent: LOG2_E is rounded, and the product with it
-
-
-def test_the_error_of_the_exponential():
-    x = torch.cat([torch.linspace(-87.33, 88.72, 100_001), torch.linspace(-1, 1, 50_001)])
-    error = (exponential(x) / x.double().exp() - 1).abs()
-    assert torch.all(error <= 2e-7 + ROUNDING * x.double().abs())
-
-
-def test_the_exponential_of_what_is_large():
-    assert torch.all(exponential(torch.tensor([88.73, 200, 1e30, math.inf])) == math.inf)
-    tiny = exponential(torch.tensor([-87.5, -200, -1e30, -math.inf]))
-    assert torch.all((tiny >= 0) & (tiny < 2**-126))
-    assert torch.all(tiny[1:] == 0)
-    assert torch.all(exponential(torch.full((20,), math.nan)).isnan())
-
-
-def test_the_error_of_softplus():
-    x = torch.cat([torch.linspace(-87.33, 100, 100_001), torch.linspace(-3, 3, 50_001)])
-    expected = torch.nn.functional.softplus(x.double(), threshold=1000)
-    error = (softplus(x) / expected - 1).abs()
-    assert torch.all(error <= 2e-7 + ROUNDING * (-x.double()).clamp(min=0))
-    assert torch.equal(softplus(torch.tensor([1e30, -1e30, -math.inf])), torch.tensor([1e30, 0, 0]).double())
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["u", "delta", "B", "C"])
-def test_what_is_not_finite_spreads_as_in_the_reference(name, value):
-    inputs = {name: x.float() for name, x in make_inputs((1, 20, 4, 70)).items()}
-    inputs[name][0, 1, 30] = value
-    finite = selective_scan(**inputs, delta_softplus=True, backend="cpp").isfinite()
-    expected = selective_scan(**inputs, delta_softplus=True, backend="reference").isfinite()
-    assert torch.equal(finite, expected)
 
 
 def test_a_very_long_sequence():
@@ -317,128 +242,3 @@ def test_auto_prefers_it():
     rows = [inputs[name].mT for name in ("u", "delta", "B", "C")]
     call = Scan(*rows[:2], inputs["A"], *rows[2:], None, None, None, None, delta_softplus=True, reverse=False)
     assert REGISTRY.choose("auto", call) is cpp.BACKEND
-
-
-# -- compilation -------------------------------------------------------------------------------------------------
-
-COMPILE = """
-import logging; logging.basicConfig(level=logging.INFO, format="%(message)s")
-from bimba.ops.selective_scan import cpp
-print(cpp.BACKEND.unavailable())
-"""
-
-
-def start(**environment):
-    command = [sys.executable, "-c", COMPILE]
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_two_processes_compile_once(tmp_path):
-    processes = [start(BIMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
-    outputs = [process.communicate() for process in processes]
-    assert [out for out, _ in outputs] == ["None\n", "None\n"], outputs
-    assert sum("Compiling" in err for _, err in outputs) == 1
-    assert len(list(tmp_path.glob("bimba_scan_*.so"))) == 1
-
-
-def test_a_library_that_is_broken_is_compiled_again(tmp_path):
-    start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
-    (library,) = tmp_path.glob("bimba_scan_*.so")
-    library.write_bytes(b"")
-    out, err = start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
-    assert out == "None\n" and "compiled again" in err and library.stat().st_size > 0
-
-
-def test_a_compilation_that_is_killed_leaves_no_library(tmp_path):
-    compiler = tmp_path / "c++"
-    compiler.write_text(
-        '#!/bin/sh\ncase "$*" in *-shared*) echo half > bimba_scan.so; kill -9 $PPID; exit 1;; esac\nexec g++ "$@"\n'
-    )
-    compiler.chmod(0o755)
-    cache = tmp_path / "cache"
-    start(BIMBA_CACHE_DIR=str(cache), CXX=str(compiler)).communicate()
-    assert not list(cache.glob("*.so"))
-
-
-def test_a_cache_of_somebody_else_is_read(tmp_path):
-    start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
-    (tmp_path / "lock").touch()
-    for path in tmp_path.glob("*.lock"):
-        path.chmod(0o444)
-    tmp_path.chmod(0o555)
-    out, err = start(BIMBA_CACHE_DIR=str(tmp_path)).communicate()
-    tmp_path.chmod(0o755)
-    assert out == "None\n" and "Compiling" not in err
-
-
-def test_without_a_compiler_the_reason_is_given(tmp_path):
-    out, _ = start(BIMBA_CACHE_DIR=str(tmp_path), PATH="/nowhere", CXX="").communicate()
-    assert "there is no C++ compiler here" in out and "install one" in out
-
-
-def test_a_compiler_that_fails_is_no_end(tmp_path):
-    broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho no licence >&2; exit 3\n")
-    broken.chmod(0o755)
-    out, _ = start(BIMBA_CACHE_DIR=str(tmp_path / "cache"), CXX=str(broken)).communicate()
-    assert "could not compile bimba_scan" in out
-    assert not list((tmp_path / "cache").glob("*.so"))
-
-
-def test_a_cache_that_cannot_be_written_to_is_passed_over(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with caplog.at_level("INFO"):
-        folder = extension._writable(tmp_path / "file")
-    assert folder.is_dir() and folder.parent == tmp_path
-    assert "cannot be written to" in caplog.text
-
-
-class FullDisk(io.BytesIO):
-    """A file that could be made, but not filled."""
-
-    def write(self, data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_cache_on_a_full_disk_is_passed_over(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: FullDisk())
-    with caplog.at_level("INFO"):
-        folder = extension._writable(tmp_path / "cache")
-    assert folder.is_dir() and folder.parent == tmp_path and folder.name != "cache"
-    assert "No space left on device" in caplog.text
-
-
-def test_another_processor_has_another_library(monkeypatch):
-    here = extension.key_of("c++", [], [])
-    monkeypatch.setattr(extension, "_processor", lambda: "a processor without AVX-512")
-    assert extension.key_of("c++", [], []) != here
-
-
-NARROWER = {"four lanes": ()}
-if {"avx2", "fma"} <= set(extension._processor().split()):
-    NARROWER["eight lanes"] = ("-mavx2", "-mfma")
-
-
-@pytest.mark.parametrize("vectors", NARROWER)
-def test_a_processor_without_avx512_and_openmp_computes_the_same(vectors, tmp_path, monkeypatch):
-    monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path))
-    here = ("-march=native", "-fopenmp")  # and without OpenMP, as on macOS: with threads of its own
-    flags = (*(flag for flag in extension.FLAGS if flag not in here), *NARROWER[vectors], "-pthread")
-    monkeypatch.setattr(extension, "FLAGS", flags)
-    monkeypatch.setattr(extension, "_THREADS", "-pthread")
-    monkeypatch.setattr(cpp, "_threads", lambda: 2)
-    library = extension.build(f"bimba_scan_{len(flags)}", [cpp._SOURCES / "scan.cpp"], cpp._HEADERS)
-    monkeypatch.setattr(cpp, "_library", lambda: library)
-    for batch in (1, 2, 3):
-        compare(make_inputs((batch, 40, 16, 130)), delta_softplus=True)
-    test_steps_from_nothing_to_everything()
-    test_a_state_that_hardly_decays_is_not_worn_away_by_rounding()
-    test_the_error_of_the_exponential()
-    test_the_exponential_of_what_is_large()
-    test_the_error_of_softplus()
-    for value in (math.nan, math.inf, -math.inf):
-        test_what_is_not_finite_spreads_as_in_the_reference("delta", value)

@@ -37,6 +37,15 @@ def test_prints_a_ratio_for_every_implementation(
         assert printed.count(f"\n{name} ") == 1
 
 
+def test_a_table_for_each_length_and_their_picture(
+    benchmark: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert benchmark.main([*SMALL, "--lengths", "10", "20", "--plot", str(tmp_path / "scan.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "L=10, 4 queries" in printed and "L=20, 7 queries" in printed
+    assert (tmp_path / "scan.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_refuses_when_outputs_differ(
     benchmark: ModuleType, factor: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

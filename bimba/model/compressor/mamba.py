@@ -14,6 +14,9 @@ from bimba.ops import deinterleave, queries_before, query_positions
 from bimba.types import BimbaError
 
 STREAM_ABOVE = 2**16  # positions; 64 frames of 27 x 27 patches with 14 x 14 queries each are 59,200
+# On a CPU without gradients: from there on it is quicker, too, for the same memory serves all pieces. New memory has to
+# be cleared by the system first, page by page.
+STREAM_INFERENCE_ABOVE = 2**14
 _AUTO_CHUNK = 4096
 
 
@@ -35,7 +38,8 @@ class MambaCompressor(nn.Module):
         scan_backend: "auto" or a backend of :func:`bimba.ops.selective_scan`.
         chunk_tokens: how many positions of the sequence are in work at a time; a number streams the sequence in pieces,
             with memory that does not grow with it (but for tokens and queries) for about a third more time; 0: all at
-            once; "auto": pieces of 4,096 if there are more than ``STREAM_ABOVE`` positions.
+            once; "auto": pieces of 4,096 if there are more than ``STREAM_ABOVE`` positions, or without gradients on a
+            CPU more than ``STREAM_INFERENCE_ABOVE``.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class MambaCompressor(nn.Module):
         for number, layer in enumerate(self.layers, start=1):
             tokens = grid.flatten(1, 3)  # (B, S, C)
             query_index = self.query_index(tokens.shape[1], compressed.shape[1]).to(tokens.device)
-            pieces = self._pieces(tokens.shape[1], compressed.shape[1])
+            pieces = self._pieces(tokens.shape[1], compressed.shape[1], tokens.device)
             if number == len(self.layers):
                 compressed = layer(tokens, compressed, query_index, pieces=pieces)
                 break
@@ -100,11 +104,13 @@ class MambaCompressor(nn.Module):
                 grid = grid[:, ::2]
         return compressed.view(queries.shape).to(queries.dtype)
 
-    def _pieces(self, num_space_time: int, num_queries: int) -> list[tuple[int, int]]:
+    def _pieces(self, num_space_time: int, num_queries: int, device: torch.device) -> list[tuple[int, int]]:
         """How many tokens and queries each piece of the sequence has; none if it is not streamed."""
         length, size = num_space_time + num_queries, self.chunk_tokens
         if size == "auto":
-            size = _AUTO_CHUNK if length > STREAM_ABOVE and self.mixer == "mamba" else 0
+            inference = device.type == "cpu" and not torch.is_grad_enabled()
+            above = STREAM_INFERENCE_ABOVE if inference else STREAM_ABOVE
+            size = _AUTO_CHUNK if length > above and self.mixer == "mamba" else 0
         if size == 0:
             return []
         bounds = [*range(0, length, size), length]

@@ -16,6 +16,7 @@ from torch import Tensor
 from bimba.ops.backend import Backend
 from bimba.ops.causal_conv1d.inputs import Conv
 from bimba.ops.extension import build
+from bimba.ops.memory import new
 from bimba.types import BimbaError
 
 _TILE = 64  # as in conv.cpp
@@ -50,7 +51,7 @@ def _build(name: str) -> ctypes.CDLL:
 
 def forward(conv: Conv) -> tuple[Tensor]:
     """y (R, B, L, D)."""
-    y = torch.empty(*conv.weight.shape[:1], *conv.x.shape, dtype=conv.x.dtype, device="cpu")
+    y = new(*conv.weight.shape[:1], *conv.x.shape, dtype=conv.x.dtype)
     _call("bimba_conv_forward", conv, y=y)
     return (y,)
 
@@ -58,7 +59,7 @@ def forward(conv: Conv) -> tuple[Tensor]:
 def backward(conv: Conv, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x (B, L, D), weight (R, D, W) and bias (R, D)."""
     directions, _, _, channels, width = conv.shape
-    dx = torch.empty(conv.x.shape, dtype=conv.x.dtype, device="cpu")
+    dx = new(*conv.x.shape, dtype=conv.x.dtype)
     sums = torch.zeros(_parts(conv), directions, width + 1, channels, dtype=torch.float32, device="cpu")
     _call("bimba_conv_backward", conv, dy=dy, dx=dx, sums=sums)
     return dx, sums[:, :, :width].sum(0).transpose(1, 2).contiguous(), sums[:, :, width].sum(0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bimba.ops.backend import Backend
 from bimba.ops.extension import build
+from bimba.ops.memory import new
 from bimba.ops.selective_scan.inputs import Scan, rows
 from bimba.types import BimbaError
 
@@ -56,8 +57,8 @@ def _library() -> ctypes.CDLL | str:
 def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y (R, B, Q, D), the last state (R, B, D, N), and with ``save`` the states before each tile; all float32."""
     directions, batch, _, channels, states, outputs = scan.shape
-    y, last_state = _new(directions, batch, outputs, channels), _new(directions, batch, channels, states)
-    starts = _new(*saved_shape(scan)) if save else _new(0)
+    y, last_state = new(directions, batch, outputs, channels), new(directions, batch, channels, states)
+    starts = new(*saved_shape(scan)) if save else new(0)
     _call("bimba_scan_forward", scan, _ranges(scan), y=y, last_state=last_state, starts=starts)
     return y, last_state, starts
 
@@ -67,14 +68,14 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
     directions, batch, length, channels, states, outputs = scan.shape
     ranges = _ranges(scan)
     grads = {
-        "du": _new(directions, batch, length, channels),
-        "ddelta": _new(directions, batch, length, channels),
-        "dA": _new(directions, batch, channels, states),
-        "dB": _new(ranges, directions, batch, length, states),
-        "dC": _new(ranges, directions, batch, outputs, states),
-        "dD": _new(directions, batch, channels),
-        "dbias": _new(directions, batch, channels),
-        "dinitial": _new(directions, batch, channels, states),
+        "du": new(directions, batch, length, channels),
+        "ddelta": new(directions, batch, length, channels),
+        "dA": new(directions, batch, channels, states),
+        "dB": new(ranges, directions, batch, length, states),
+        "dC": new(ranges, directions, batch, outputs, states),
+        "dD": new(directions, batch, channels),
+        "dbias": new(directions, batch, channels),
+        "dinitial": new(directions, batch, channels, states),
     }
     _call("bimba_scan_backward", scan, ranges, starts=saved, dy=dy, dlast=dlast, **grads)
     du, ddelta, dA, dB, dC, dD, dbias, dinitial = grads.values()
@@ -92,10 +93,6 @@ def saved_shape(scan: Scan) -> tuple[int, ...]:
     """The states before each tile."""
     directions, batch, length, channels, states, _ = scan.shape
     return directions, batch, -(-length // _TILE), states, channels
-
-
-def _new(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _call(function: str, scan: Scan, ranges: int, **memory: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,8 +174,10 @@ def check_query_index(query_index: Tensor, length: int) -> None:
     """Raise BimbaError unless the values are increasing positions of the sequence. Waits once for a GPU's answer."""
     if query_index.numel() == 0:
         return
-    first, last = query_index[0], query_index[-1]
-    increasing = (query_index[1:] > query_index[:-1]).all()
+    # Of a CPU's tensor by numpy, in a quarter of the time, which is a hundredth of a short scan.
+    values: Any = query_index.numpy() if query_index.device.type == "cpu" else query_index
+    first, last = values[0], values[-1]
+    increasing = (values[1:] > values[:-1]).all()
     if bool(increasing & (first >= 0) & (last < length)):
         return
     if not bool(increasing):

@@ -10,10 +10,6 @@
 
 // Plain C at the border, and no header of torch: it compiles in seconds and fits any version of torch.
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -28,11 +24,12 @@ constexpr int GROUP = 16;  // states that are scanned together
 
 // Scans N states of a tile; y[q] += sum_n C h at the queries. What else there is to do is done token by token with it:
 // meanwhile(i).
-template <int N, typename F>
+template <int N, bool BOUNDED, typename F>
 void scan_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
-                 int64_t states, const vec* A_log2, vec* h_memory, vec* y, F&& meanwhile) {
+                 int64_t states, const vec* A_log2, vec* h_memory, vec* y, F& meanwhile) {
   constexpr int K = N < 2 ? 1 : 2;  // exponentials whose instructions alternate, so that neither waits for itself
   vec h[N];
+#pragma GCC unroll 16
   for (int n = 0; n < N; ++n) h[n] = h_memory[n];
   int q = 0;
   for (int i = 0; i < size; ++i) {
@@ -42,7 +39,8 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
     for (int n = 0; n < N; n += K) {
       vec decay[K];
       for (int k = 0; k < K; ++k) decay[k] = step * A_log2[n + k];
-      exp2(decay);
+      if constexpr (BOUNDED) exp2_bounded(decay);
+      else exp2(decay);
       for (int k = 0; k < K; ++k) h[n + k] = decay[k] * h[n + k] + step_u * b[n + k];
     }
     meanwhile(i);
@@ -54,6 +52,7 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
       y[q++] += even + odd;
     }
   }
+#pragma GCC unroll 16
   for (int n = 0; n < N; ++n) h_memory[n] = h[n];
 }
 
@@ -98,15 +97,18 @@ void forward_range(const Scan& s, int64_t range) {
       for (int q = 0; q < queries.count; ++q) y_tile[q] = c.p.D * in->u[queries.local[q]];
       const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
       const int64_t next_start = v + 1 < last ? start : start + TILE;
-      is_read = next_start < s.length && p.lanes == LANES;
+      const bool bounded = in->is_bounded(c.p, size);
+      is_read = bounded && next_start < s.length && p.lanes == LANES;
       TileReader<T> reader(s, p, is_read ? next_start : start, next);
-      for_groups(s.states, [&](auto size_of_group, int64_t n) {
-        const auto scan = [&](auto&& meanwhile) {
-          scan_states<size_of_group()>(*in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states,
-                                       &c.p.A_log2[n], &c.h[n], y_tile, meanwhile);
+      auto nothing = [](int) {};
+      for_groups(s.states, [&](auto group, int64_t n) {
+        const auto scan = [&](auto of_bounded, auto& meanwhile) {
+          scan_states<group(), of_bounded()>(*in, size, queries, &B_tile[n], &C_tile[n], s.states, &c.p.A_log2[n],
+                                              &c.h[n], y_tile, meanwhile);
         };
-        if (n == 0 && is_read) scan(reader);  // softplus's latency hides behind the scan
-        else scan([](int) {});
+        if (!bounded) scan(std::false_type(), nothing);
+        else if (n == 0 && is_read) scan(std::true_type(), reader);  // softplus's latency hides behind the scan
+        else scan(std::true_type(), nothing);
       });
       std::swap(in, next);
       for (int q = 0; q < queries.count; ++q)
@@ -129,10 +131,10 @@ struct TileSums {
 // Recomputes N states of a tile, then walks it backward. With g[i] the gradient of h[i] and e[i] = decay[i] g[i]:
 //   g[i] = e[i + 1] + C dy     dC = dy h     dB = g step u     d(step u) = g B     d(step A) = e h[i - 1]
 // meanwhile(i): what else there is to do, token by token on the way there.
-template <int N, typename F>
+template <int N, bool BOUNDED, typename F>
 void backward_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
                      int64_t states, const vec* A_log2, const vec* h_start, vec* e_memory, const vec* dy,
-                     TileSums& sums, int64_t n0, vec* dstep, vec* dstep_u, vec* dA, F&& meanwhile) {
+                     TileSums& sums, int64_t n0, vec* dstep, vec* dstep_u, vec* dA, F& meanwhile) {
   static thread_local vec h[TILE + 1][N], decay[TILE][N];  // h[i]: before position i
   for (int n = 0; n < N; ++n) h[0][n] = h_start[n];
   for (int i = 0; i < size; ++i) {
@@ -140,7 +142,10 @@ void backward_states(const TileInputs& in, int size, const TileQueries& queries,
     const float* b = B + i * states;
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      decay[i][n] = exp2(step * A_log2[n]);
+      vec one[] = {step * A_log2[n]};
+      if constexpr (BOUNDED) exp2_bounded(one);
+      else exp2(one);
+      decay[i][n] = one[0];
       h[i + 1][n] = decay[i][n] * h[i][n] + step_u * b[n];
     }
     meanwhile(i);
@@ -218,21 +223,28 @@ void backward_range(const Scan& s, int64_t range) {
       for (int64_t n = 0; n < s.states; ++n) h_start[n] = load_part(saved + n * s.channels, lanes);
       const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
       const int64_t next_start = v + 1 < last ? start : start - TILE;
-      is_read = next_start >= 0 && s.size_of_tile(next_start) == size && p.lanes == LANES;
+      const bool bounded = in->is_bounded(c.p, size);
+      is_read = bounded && next_start >= 0 && s.size_of_tile(next_start) == size && p.lanes == LANES;
       TileReader<T> reader(s, p, is_read ? next_start : start, next);
       const auto output = [&](int i) { return (s.row * s.length + s.token(start + i)) * s.channels + channel; };
-      const auto prepare = [&](int i) {
+      auto prefetch = [&](int i) {
         __builtin_prefetch(s.du + output(i), 1);  // to be written: stores that miss would hold up all behind them
         __builtin_prefetch(s.ddelta + output(i), 1);
+      };
+      auto prepare = [&](int i) {
+        prefetch(i);
         if (is_read) reader(i);
       };
-      for_groups(s.states, [&](auto size_of_group, int64_t n) {
-        const auto scan = [&](auto&& meanwhile) {
-          backward_states<size_of_group()>(*in, size, queries, B_tile.data() + n, C_tile.data() + n, s.states,
-                                           &c.p.A_log2[n], &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u,
-                                           &c.dA[n], meanwhile);
+      auto nothing = [](int) {};
+      for_groups(s.states, [&](auto group, int64_t n) {
+        const auto scan = [&](auto of_bounded, auto& meanwhile) {
+          backward_states<group(), of_bounded()>(*in, size, queries, &B_tile[n], &C_tile[n], s.states,
+                                                 &c.p.A_log2[n], &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u,
+                                                 &c.dA[n], meanwhile);
         };
-        n == 0 ? scan(prepare) : scan([](int) {});
+        if (!bounded) scan(std::false_type(), prefetch);
+        else if (n == 0) scan(std::true_type(), prepare);
+        else scan(std::true_type(), nothing);
       });
       for (int i = 0, q = 0; i < size; ++i) {
         vec du = dstep_u[i] * in->step[i];
@@ -265,15 +277,6 @@ void backward_range(const Scan& s, int64_t range) {
   }
 }
 
-// A hint that all of x will be written: a page fault per 2 MiB, where the system has such pages, instead of 512.
-void write_soon([[maybe_unused]] float* x, [[maybe_unused]] int64_t count) {
-#if defined(__linux__)
-  const uintptr_t page = uintptr_t(1) << 21, begin = uintptr_t(x), end = begin + count * sizeof(float);
-  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
 }  // namespace
 
 extern "C" void bimba_scan_forward(const Arguments* a) {
@@ -283,7 +286,6 @@ extern "C" void bimba_scan_forward(const Arguments* a) {
 }
 
 extern "C" void bimba_scan_backward(const Arguments* a) {
-  for (float* x : {a->du, a->ddelta}) write_soon(x, a->directions * a->batch * a->length * a->channels);
   auto run = a->bfloat16 ? backward_range<uint16_t> : backward_range<float>;
   parallel(a->directions * a->batch * a->ranges, a->threads,
            [&](int64_t i) { run(Scan(*a, i / a->ranges), i % a->ranges); });

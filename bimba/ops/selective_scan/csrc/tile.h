@@ -102,11 +102,16 @@ struct Parameters {  // of one vector of channels
   int lanes;         // how many there are
   std::vector<vec> A_log2;
   vec D, bias;
+  vec longest = splat(__builtin_inff());  // of shorter steps all exponents are within BOUND
 
   Parameters(const Scan& s, int64_t vector)
       : channel(vector * LANES), lanes(int(std::min<int64_t>(LANES, s.channels - channel))),
         A_log2(load_channels(s.A + s.direction * s.channels * s.states, s.states, channel, lanes)) {
-    for (vec& x : A_log2) x *= LOG2_E;
+    for (vec& x : A_log2) {
+      x *= LOG2_E;
+      const vec limit = BOUND / magnitude(x);
+      longest = (longest > limit) | (limit != limit) ? limit : longest;  // NaN, once it is
+    }
     const int64_t at = s.direction * s.channels + channel;
     D = s.D != nullptr ? load_part(s.D + at, lanes) : vec{};
     bias = s.bias != nullptr ? load_part(s.bias + at, lanes) : vec{};
@@ -120,6 +125,12 @@ T* of_row(const Scan& s, T* x) { return x == nullptr ? nullptr : x + s.row * s.c
 // A tile of one vector of channels: what does not depend on the state.
 struct TileInputs {
   vec u[TILE], delta[TILE], step[TILE], step_u[TILE];  // delta: with its bias, before softplus
+
+  bool is_bounded(const Parameters& p, int size) const {  // whether all exponents are within BOUND
+    ivec shorter = ~ivec{};
+    for (int i = 0; i < size; ++i) shorter &= magnitude(step[i]) < p.longest;
+    return all(shorter);
+  }
 };
 
 // Fills a TileInputs, position by position. What the vector of channels beside this one will read is called for.

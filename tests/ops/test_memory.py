@@ -1,0 +1,42 @@
+"""Memory of the CPU kernels."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+
+import pytest
+import torch
+
+from bimba.ops import memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (0, 5), (3, 5), (2**10, 2**10 + 1)])
+def test_as_torch_makes_it(shape, dtype):
+    expected = torch.empty(shape, dtype=dtype)
+    x = memory.new(*shape, dtype=dtype)
+    assert (x.shape, x.stride(), x.dtype, x.device) == (expected.shape, expected.stride(), dtype, expected.device)
+    assert x.untyped_storage().nbytes() == expected.untyped_storage().nbytes()
+    assert torch.equal(x.fill_(3), torch.full(shape, 3, dtype=dtype))
+
+
+def test_another_default_device_changes_nothing():
+    with torch.device("meta"):
+        assert memory.new(2**20).is_cpu and memory.new(2).is_cpu
+
+
+def test_memory_lives_as_long_as_a_tensor_in_it():
+    part = memory.new(2**10, 2**10).fill_(7)[-1]
+    gc.collect()
+    memory.new(2**10, 2**10).fill_(0)
+    assert torch.equal(part, torch.full((2**10,), 7.0))
+
+
+@pytest.mark.parametrize("lacks", ["the word", "the pages"])
+def test_a_system_without_huge_pages(monkeypatch, lacks):
+    if lacks == "the word":
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    else:
+        monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 2**20, raising=False)  # no advice: EINVAL
+    assert torch.equal(memory.new(2**20).fill_(1), torch.ones(2**20))
