@@ -1,0 +1,235 @@
+"""What a file's packets say of its video track, without decoding one: which frames are shown when, and what is odd.
+
+decord counts packets and seeks to key frames. That gives the right frames where each packet is a frame that is shown,
+and nothing after a key frame needs what was before it; elsewhere it gives other frames than it was asked for, and says
+nothing. :func:`probe` finds out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bimba.data.video.files import FETCH_AGAIN, REENCODE, check_is_media
+from bimba.types import VideoDecodeError
+
+# Containers that say of every packet when it is shown, and that are found again after a jump.
+_INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_END_TOLERANCE_S = 2.0  # sound may end later than the pictures
+_IDR, _SEI, _RECOVERY_POINT = 5, 6, 6  # H.264: kinds of NAL unit; a kind of SEI message
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The video track of a file.
+
+    Attributes:
+        path, container, codec: the file and what FFmpeg calls its format and its codec.
+        index: which of the file's tracks it is.
+        width, height: as coded, before rotation.
+        bits: of a colour.
+        pts: (n,) int64, ascending: when each frame is shown, in units of ``time_base``.
+        end: when the last of them disappears.
+        keys: (k,) int64, ascending: the ones among them from which decoding can begin.
+        average_fps: frames per second as the file states them; 0.0: it does not.
+        is_indexed: ``pts`` and ``keys`` can be relied on; elsewhere only decoding tells which frames there are.
+        has_false_keys: some key frames are whole only after frames that follow them, and are not among ``keys``.
+        oddities: why decord would give other frames than those shown, none for an ordinary file.
+        ends_early: how much of a truncated file is there, in words.
+    """
+
+    path: Path
+    container: str
+    codec: str
+    index: int
+    width: int
+    height: int
+    bits: int
+    pts: np.ndarray
+    end: int
+    keys: np.ndarray
+    time_base: Fraction
+    average_fps: float
+    is_indexed: bool
+    has_false_keys: bool
+    oddities: tuple[str, ...]
+    ends_early: str | None
+
+    @property
+    def spans_s(self) -> np.ndarray:
+        """(n, 2) float64 seconds from the first frame on, when each frame appears and disappears."""
+        return spans_of(self.pts, self.end, self.time_base)
+
+
+class _Packet(NamedTuple):
+    """What is kept of a packet; ``is_clean``: decoding can begin with it."""
+
+    pts: int | None
+    duration: int
+    is_key: bool
+    is_clean: bool
+    is_discarded: bool
+
+
+def spans_of(pts: np.ndarray, end: int, time_base: Fraction) -> np.ndarray:
+    """(n, 2) seconds after the first frame of (n,) times of showing and of the end, in units of ``time_base``."""
+    edges = (np.append(pts, end) - pts[0]) * time_base.numerator / time_base.denominator
+    return np.stack([edges[:-1], edges[1:]], axis=1)
+
+
+def probe(path: Path) -> Stream:
+    """Reads all packets of a file's video track.
+
+    Raises:
+        VideoDecodeError: there is no file, no video in it, or less than its index promises.
+    """
+    check_is_media(path)
+
+    import av  # here, not above: each DataLoader worker loads it for itself
+    from av.stream import Disposition
+
+    try:
+        with av.open(str(path)) as container:
+            # The picture on an audio file's cover is a video track too, by name.
+            tracks = [t for t in container.streams.video if not t.disposition & Disposition.attached_pic]
+            best = container.streams.best("video")
+            track = best if best in tracks else tracks[0] if tracks else None
+            if track is not None and track.codec_context is not None:
+                context = track.codec_context
+                if container.format.name.endswith("_pipe") or container.format.name == "image2":
+                    raise VideoDecodeError(f"{path}: a picture ({context.name}), not a video. Give a video file.")
+                packets = [_packet(p, context) for p in container.demux(track) if p.size]
+                return _stream(path, container, track, packets, len(tracks))
+            if track is not None:
+                received = "a video track of an unknown codec"
+            else:
+                received = "audio only" if container.streams.audio else "no video track"
+    except (av.error.FFmpegError, ValueError, IndexError, OSError) as error:
+        raise VideoDecodeError(
+            f"{path}: not a media file, or a truncated one ({path.stat().st_size} bytes, {first_line(error)}). "
+            f"Expected a video. {FETCH_AGAIN}"
+        ) from error
+    raise VideoDecodeError(f"{path}: a media file with {received}. Give a file that holds a video track.")
+
+
+def _stream(path: Path, container: Any, track: Any, packets: Sequence[_Packet], num_tracks: int) -> Stream:
+    codec = track.codec_context.codec.canonical_name
+    if not packets:
+        raise VideoDecodeError(f"{path}: its {codec} video track cannot be decoded (it holds no frames). {FETCH_AGAIN}")
+    if track.frames > len(packets) and container.format.name == _INDEXED[0]:
+        raise VideoDecodeError(
+            f"{path}: its {codec} video track cannot be decoded (its index lists {track.frames} frames, and the file "
+            f"ends after {len(packets)}). The file is truncated. {FETCH_AGAIN} {REENCODE}"
+        )
+    shown = [p for p in packets if not p.is_discarded]
+    times = sorted(p.pts for p in shown if p.pts is not None)
+    are_timed = bool(shown) and len(set(times)) == len(shown) and all(p.pts is not None for p in packets)
+    open_keys = _open_keys(packets)
+    has_false_keys = any(p.is_key and not p.is_clean for p in packets[1:])
+    starts_clean = packets[0].is_clean and 0 not in open_keys
+    ends_early = _ends_early(container, times, track.time_base) if are_timed else None
+
+    oddities = []
+    if container.format.name not in _INDEXED:
+        oddities.append(f"a {container.format.name} file holds no index of its frames")
+    if len(shown) < len(packets):
+        oddities.append("an edit list hides frames")
+    if not are_timed:
+        oddities.append("time stamps are missing or repeated")
+    if not starts_clean:
+        oddities.append("it does not begin with a key frame")
+    if open_keys - {0}:
+        oddities.append("frames after a key frame need frames before it (open GOP)")
+    if has_false_keys:
+        oddities.append("it has key frames with which decoding cannot begin (intra refresh)")
+    if ends_early:
+        oddities.append("its pictures end before the duration that it states")
+    if num_tracks > 1:
+        oddities.append("there are several video tracks")
+    last = max((p for p in shown if p.pts is not None), key=lambda p: p.pts or 0, default=packets[0])
+    return Stream(
+        path=path,
+        container=container.format.name,
+        codec=codec,
+        index=track.index,
+        width=track.codec_context.width,
+        height=track.codec_context.height,
+        bits=max((c.bits for c in track.codec_context.format.components), default=8)
+        if track.codec_context.format
+        else 8,
+        pts=np.array(times, dtype=np.int64),
+        end=(last.pts or 0) + last.duration,
+        keys=np.array(sorted(p.pts for p in packets if p.is_clean and p.pts is not None), dtype=np.int64),
+        time_base=track.time_base,
+        average_fps=float(track.average_rate or 0.0),
+        is_indexed=container.format.name in _INDEXED and are_timed and starts_clean and ends_early is None,
+        has_false_keys=has_false_keys,
+        oddities=tuple(oddities),
+        ends_early=ends_early,
+    )
+
+
+def _open_keys(packets: Sequence[_Packet]) -> set[int]:
+    """The positions of key frames that are followed, in the order of decoding, by a frame shown before them."""
+    found, key = set(), 0
+    for i, packet in enumerate(packets):
+        if packet.is_key:
+            key = i
+        first = packets[key].pts
+        if packet.pts is not None and first is not None and packet.pts < first:
+            found.add(key)
+    return found
+
+
+def _ends_early(container: Any, times: Sequence[int], time_base: Fraction) -> str | None:
+    """Matroska states a duration; where the frames end long before it, the file is not whole."""
+    if container.format.name != _INDEXED[1]:
+        return None  # of the others only mp4 states anything, and there the index says it
+    if container.duration is None:
+        return "its duration is not stated"
+    stated_s, found_s = container.duration / 1e6, float((times[-1] - times[0]) * time_base)
+    return f"it ends at {found_s:.1f} s of {stated_s:.1f} s" if found_s < stated_s - _END_TOLERANCE_S else None
+
+
+def _packet(packet: Any, context: Any) -> _Packet:
+    is_clean = packet.is_keyframe and (context.name != "h264" or _is_clean_h264(bytes(packet), context.extradata))
+    return _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, is_clean, packet.is_discard)
+
+
+def _is_clean_h264(data: bytes, extradata: bytes | None) -> bool:
+    """Whether decoding can begin with this key frame: it is an IDR, or the recovery from its loss takes no frames.
+
+    A film in which a moving column is refreshed has key frames that are whole only many frames later.
+    """
+    if not extradata or extradata[0] != 1:
+        return True  # not cut into units of known length, as in MPEG-TS, where no jumps are made
+    size = (extradata[4] & 3) + 1
+    while len(data) > size:
+        length = int.from_bytes(data[:size], "big")
+        unit, data = data[size : size + length], data[size + length :]
+        kind = unit[0] & 31 if unit else 0
+        if kind == _IDR or (kind == _SEI and _recovers_at_once(unit[1:])):
+            return True
+    return False
+
+
+def _recovers_at_once(messages: bytes) -> bool:
+    """Whether there is a recovery point among SEI messages, after 0 frames: its first bit is set."""
+    while len(messages) > 2:
+        kind, length = messages[0], messages[1]
+        if kind == _RECOVERY_POINT:
+            return bool(messages[2] & 0x80)
+        if 255 in (kind, length):
+            return False  # a longer form, for user data; a recovery point comes before it
+        messages = messages[2 + length :]
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
