@@ -1,0 +1,226 @@
+"""[1] Decoding where it can do no harm: in a process of its own, so that a codec that crashes or hangs costs one video.
+
+Each process that reads videos keeps as many decoding processes as it reads videos at a time. They are new processes,
+never forked ones, that import numpy and the decoders alone, and answer through a socket; pixels come in memory that
+both share, so nothing is copied on this side. Where one dies or takes too long, its video is a ``VideoDecodeError``,
+and the next video gets a new process. They end with the process that started them, however that ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bimba.data.video import Note, decode, say, video_backend
+from bimba.data.video import read_frames as read_frames_here
+from bimba.types import BimbaError, Frames, ShortVideos, VideoDecodeError
+
+ISOLATE, DEADLINE = "BIMBA_ISOLATE_DECODING", "BIMBA_DECODE_DEADLINE_S"
+DEADLINE_S = 300.0
+_LOOK_S = 0.5  # how often to see whether a process is alive whose end of the socket others may have inherited
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    num_frames: int,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    short_videos: ShortVideos = "error",
+    backend: str | None = None,
+    deadline_s: float | None = None,
+) -> Frames:
+    """As ``bimba.data.video.read_frames``, in another process; ``BIMBA_ISOLATE_DECODING=0`` reads in this one.
+
+    Args:
+        deadline_s: how many seconds a video may take; 0: any number; None: what the environment variable
+            BIMBA_DECODE_DEADLINE_S says, or 300.
+
+    Raises:
+        VideoDecodeError: also where the decoder crashed or took too long.
+        BimbaError: as there, or a deadline that is no number of seconds.
+    """
+    if os.environ.get(ISOLATE, "1") == "0":
+        return read_frames_here(path, num_frames, start_s, end_s, short_videos, backend)
+    limit_s = _deadline(deadline_s)
+    arguments = (os.fspath(path), num_frames, start_s, end_s, short_videos, video_backend(backend))
+    frames, notes = call(decode, *arguments, deadline_s=limit_s, what=str(path))
+    say(notes)
+    return frames
+
+
+def call(
+    function: Callable[..., tuple[Frames, list[Note]]], *arguments: Any, deadline_s: float, what: str
+) -> tuple[Frames, list[Note]]:
+    """What a function of a module returns in a decoding process that is free, or in a new one.
+
+    Args:
+        deadline_s: seconds; 0: any number.
+        what: the file's name, for errors.
+
+    Raises:
+        VideoDecodeError: the process died, or took too long.
+        Exception: what the function raises.
+    """
+    process = _take()
+    try:
+        reply, pixels = process.call(function, arguments, deadline_s)
+    except _LostError as loss:
+        process.end()
+        raise VideoDecodeError(
+            f"{what}: the decoder {loss}. The file is damaged, or the codec has a fault. Re-encode it, or leave it out."
+        ) from loss
+    except BaseException:  # Ctrl-C: its answer would be taken for that to the next question
+        process.end()
+        raise
+    _give_back(process)
+    if isinstance(reply, BaseException):
+        raise reply
+    frames, notes = reply
+    object.__setattr__(frames, "pixels", pixels)  # frozen for readers; they came apart on the way
+    return frames, notes
+
+
+def _deadline(deadline_s: float | None) -> float:
+    stated: Any = os.environ.get(DEADLINE) or DEADLINE_S if deadline_s is None else deadline_s
+    try:
+        limit_s = float(stated)
+    except ValueError:
+        limit_s = -1.0
+    if not limit_s >= 0:
+        raise BimbaError(
+            f"A video may take {stated!r} seconds to decode ({DEADLINE}, deadline_s); expected a number, 0 for any."
+        )
+    return limit_s
+
+
+class _LostError(Exception):
+    """What became of a decoding process."""
+
+
+class _Process:
+    """A decoding process and the two channels to it: a socket, and a pipe at whose end it ends."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bimba.data.isolated_child", str(theirs.fileno()), str(lifeline)],
+                pass_fds=(theirs.fileno(), lifeline),
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        self._connection = Connection(ours.detach())
+
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], deadline_s: float
+    ) -> tuple[Any, np.ndarray | None]:
+        """The function's result or the exception that it raised, and the pixels that came with it.
+
+        Raises:
+            _LostError: the process died or took too long.
+        """
+        try:
+            self._connection.send((function, arguments))
+            self._wait(deadline_s)
+            reply, shape = self._connection.recv()
+            return reply, None if shape is None else _shared(recv_handle(self._connection), shape)
+        except (EOFError, OSError) as error:
+            raise _LostError(self._death()) from error
+
+    def _wait(self, deadline_s: float) -> None:
+        end = time.monotonic() + deadline_s
+        while True:
+            left_s = end - time.monotonic() if deadline_s else _LOOK_S
+            if left_s <= 0:
+                raise _LostError(f"took longer than {deadline_s:g} s")
+            if self._connection.poll(min(left_s, _LOOK_S)):
+                return
+            if self._process.poll() is not None:
+                raise EOFError
+
+    def _death(self) -> str:
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "stopped answering"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
+        return f"died of signal {-code} ({signal.Signals(-code).name}{memory})"
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """Kills it and forgets it; no zombie is left."""
+        self._process.kill()
+        self._process.wait()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Closes this process's ends of the channels."""
+        _all.discard(self)
+        self._connection.close()
+        os.close(self._lifeline)
+
+
+def _shared(handle: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The array in a piece of memory that another process filled; it lives as long as the array."""
+    try:
+        memory = mmap.mmap(handle, int(np.prod(shape)))
+    finally:
+        os.close(handle)
+    return np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+
+
+_all: set[_Process] = set()
+_free: list[_Process] = []
+_lock = threading.Lock()
+
+
+def _take() -> _Process:
+    with _lock:
+        while _free:
+            process = _free.pop()
+            if process.is_alive():
+                return process
+            process.end()
+    process = _Process()
+    _all.add(process)
+    return process
+
+
+def _give_back(process: _Process) -> None:
+    with _lock:
+        _free.append(process)
+
+
+def _forget() -> None:
+    """A forked child has copies of its parent's channels; were they to stay open, so would the parent's processes."""
+    global _lock
+    _lock = threading.Lock()
+    for process in list(_all):
+        process.let_go()
+    _free.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
