@@ -62,23 +62,30 @@ def read_frames(
 
 
 def call(
-    function: Callable[..., tuple[Frames, list[Note]]], *arguments: Any, deadline_s: float, what: str
+    function: Callable[..., tuple[Frames, list[Note]]],
+    *arguments: Any,
+    deadline_s: float,
+    what: str,
+    anew: bool = False,
 ) -> tuple[Frames, list[Note]]:
     """What a function of a module returns in a decoding process that is free, or in a new one.
 
     Args:
         deadline_s: seconds; 0: any number.
         what: the file's name, for errors.
+        anew: in a new one. A video whose process dies is tried in a new one before it is to blame.
 
     Raises:
         VideoDecodeError: the process died, or took too long.
         Exception: what the function raises.
     """
-    process = _take()
+    process = _start() if anew else _take()
     try:
         reply, pixels = process.call(function, arguments, deadline_s)
     except _LostError as loss:
         process.end()
+        if loss.may_be_anothers:  # one that had died while it waited, or that an earlier video had left damaged
+            return call(function, *arguments, deadline_s=deadline_s, what=what, anew=True)
         raise VideoDecodeError(
             f"{what}: the decoder {loss}. The file is damaged, or the codec has a fault. Re-encode it, or leave it out."
         ) from loss
@@ -107,7 +114,11 @@ def _deadline(deadline_s: float | None) -> float:
 
 
 class _LostError(Exception):
-    """What became of a decoding process."""
+    """What became of a decoding process; ``may_be_anothers``: it had read other videos before."""
+
+    def __init__(self, what: str, may_be_anothers: bool = False):
+        super().__init__(what)
+        self.may_be_anothers = may_be_anothers
 
 
 class _Process:
@@ -129,6 +140,8 @@ class _Process:
             theirs.close()
             os.close(lifeline)
         self._connection = Connection(ours.detach())
+        self._is_used = False
+        self._memory: mmap.mmap | None = None  # that of the last video's pixels
 
     def call(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], deadline_s: float
@@ -139,12 +152,34 @@ class _Process:
             _LostError: the process died or took too long.
         """
         try:
-            self._connection.send((function, arguments))
+            self._connection.send((function, arguments, self._is_memory_free()))
             self._wait(deadline_s)
             reply, shape = self._connection.recv()
-            return reply, None if shape is None else _shared(recv_handle(self._connection), shape)
+            pixels = None if shape is None else self._map(recv_handle(self._connection), shape)
         except (EOFError, OSError) as error:
-            raise _LostError(self._death()) from error
+            raise _LostError(self._death(), may_be_anothers=self._is_used) from error
+        self._is_used = True
+        return reply, pixels
+
+    def _map(self, handle: int, shape: tuple[int, ...]) -> np.ndarray:
+        """The array in a piece of memory that the process filled; it lives as long as the array."""
+        try:
+            self._memory = mmap.mmap(handle, int(np.prod(shape)))
+        finally:
+            os.close(handle)
+        return np.frombuffer(self._memory, dtype=np.uint8).reshape(shape)
+
+    def _is_memory_free(self) -> bool:
+        """Whether nobody has the pixels of the last video any more, so that the next one's may take their place."""
+        if self._memory is None:
+            return False
+        try:
+            self._memory.close()
+        except BufferError:  # an array looks into it
+            return False
+        finally:
+            self._memory = None
+        return True
 
     def _wait(self, deadline_s: float) -> None:
         end = time.monotonic() + deadline_s
@@ -183,15 +218,6 @@ class _Process:
         os.close(self._lifeline)
 
 
-def _shared(handle: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The array in a piece of memory that another process filled; it lives as long as the array."""
-    try:
-        memory = mmap.mmap(handle, int(np.prod(shape)))
-    finally:
-        os.close(handle)
-    return np.frombuffer(memory, dtype=np.uint8).reshape(shape)
-
-
 _all: set[_Process] = set()
 _free: list[_Process] = []
 _lock = threading.Lock()
@@ -204,6 +230,10 @@ def _take() -> _Process:
             if process.is_alive():
                 return process
             process.end()
+    return _start()
+
+
+def _start() -> _Process:
     process = _Process()
     _all.add(process)
     return process

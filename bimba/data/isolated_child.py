@@ -8,8 +8,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from typing import Any
@@ -21,13 +19,19 @@ import numpy as np
 _NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
+KEPT_BYTES = 256 * 1024**2  # of a video's pixels, that the next video's may be written over
+
+
 def serve(connection: Connection) -> None:
     """Answers until the other side closes the socket."""
+    memory = _Memory()
     while True:
         try:
-            function, arguments = connection.recv()
+            function, arguments, is_free = connection.recv()
         except EOFError:
             return
+        if not is_free:
+            memory.let_go()
         pixels: np.ndarray | None = None
         try:
             frames, notes = function(*arguments)
@@ -39,27 +43,48 @@ def serve(connection: Connection) -> None:
         if pixels is None:
             connection.send((reply, None))
             continue
-        with _shared(pixels) as handle:
-            connection.send((reply, pixels.shape))
-            send_handle(connection, handle, None)
+        memory.write(pixels)
+        connection.send((reply, pixels.shape))
+        send_handle(connection, memory.handle, None)
+        if memory.size > KEPT_BYTES:
+            memory.let_go()
         del pixels, reply
 
 
-@contextmanager
-def _shared(pixels: np.ndarray) -> Iterator[int]:
-    """A file in memory that holds the pixels; it is gone when nobody holds it open."""
+class _Memory:
+    """A file in memory that the other process reads: gone when nobody holds it open.
+
+    It is written over while nobody reads it, as new memory costs several times what the copying costs.
+
+    Attributes:
+        handle: its file descriptor.
+        size: bytes.
+    """
+
+    def __init__(self) -> None:
+        self.handle, self.size = -1, 0
+        self._mapped: mmap.mmap | None = None
+
+    def write(self, pixels: np.ndarray) -> None:
+        if pixels.nbytes > self.size:
+            self.let_go()
+            self.handle, self.size = _anonymous_file(), pixels.nbytes
+            os.ftruncate(self.handle, self.size)
+            self._mapped = mmap.mmap(self.handle, self.size)
+        np.copyto(np.ndarray(pixels.shape, np.uint8, self._mapped), pixels)
+
+    def let_go(self) -> None:
+        if self._mapped is not None:
+            self._mapped.close()
+            os.close(self.handle)
+        self.handle, self.size, self._mapped = -1, 0, None
+
+
+def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("bimba-frames")
-    else:  # macOS
-        with tempfile.TemporaryFile() as file:
-            handle = os.dup(file.fileno())
-    try:
-        os.ftruncate(handle, pixels.nbytes)
-        with mmap.mmap(handle, pixels.nbytes) as memory:
-            np.copyto(np.ndarray(pixels.shape, np.uint8, memory), pixels)
-        yield handle
-    finally:
-        os.close(handle)
+        return os.memfd_create("bimba-frames")
+    with tempfile.TemporaryFile() as file:  # macOS
+        return os.dup(file.fileno())
 
 
 def main() -> None:

@@ -80,6 +80,19 @@ def test_one_process_serves_one_video_after_the_other(video):
     assert frame_numbers(second.pixels) == second.indices.tolist()
 
 
+def test_pixels_are_written_over_only_when_nobody_has_them(video, make_video):
+    larger = make_video(40, "large.mp4")
+    kept = [(n, read_frames(video, n)) for n in (2, 7, 3)]  # each of them still read when the next is decoded
+    view = read_frames(larger, 30).pixels[3:5, ::2]  # of what it was cut from nobody knows any more
+    for _ in range(3):
+        for path, n in ((larger, 40), (video, 2), (larger, 12)):  # freed at once: the same memory, more and less of it
+            frames = read_frames(path, n)
+            assert frame_numbers(frames.pixels) == frames.indices.tolist()
+            del frames
+    assert [frame_numbers(frames.pixels) for _, frames in kept] == [frames.indices.tolist() for _, frames in kept]
+    assert frame_numbers(view) == read_here(larger, 30).indices[3:5].tolist()
+
+
 def test_errors_are_those_of_decoding_here(video, make_video, tmp_path):
     with pytest.raises(ShortVideoError, match="3 frames, and 8 were asked for"):
         read_frames(make_video(3), 8)
