@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from bimba.data.video import Note, decode, say, video_backend
+from bimba.data.video import VARIABLE as BACKEND
+from bimba.data.video import Note, checked_backend, decode, say
 from bimba.data.video import read_frames as read_frames_here
 from bimba.types import BimbaError, Frames, ShortVideos, VideoDecodeError
 
@@ -55,10 +56,31 @@ def read_frames(
     if os.environ.get(ISOLATE, "1") == "0":
         return read_frames_here(path, num_frames, start_s, end_s, short_videos, backend)
     limit_s = _deadline(deadline_s)
-    arguments = (os.fspath(path), num_frames, start_s, end_s, short_videos, video_backend(backend))
+    arguments = (os.fspath(path), num_frames, start_s, end_s, short_videos, checked_backend(backend))
     frames, notes = call(decode, *arguments, deadline_s=limit_s, what=str(path))
     say(notes)
     return frames
+
+
+def read_videos_with(
+    video_backend: str | None = None, deadline_s: float | None = None, isolate: bool | None = None
+) -> None:
+    """Sets how this process, and those that it starts, read videos; what is None stays as it is.
+
+    Args:
+        video_backend: "auto", "decord", "pyav" or "torchcodec".
+        deadline_s: how many seconds a video may take; 0: any number.
+        isolate: whether videos are decoded in processes of their own.
+
+    Raises:
+        BimbaError: there is no such backend, or it cannot run here; or the deadline is no number of seconds.
+    """
+    if video_backend is not None:
+        os.environ[BACKEND] = checked_backend(video_backend)
+    if deadline_s is not None:
+        os.environ[DEADLINE] = f"{_deadline(deadline_s):g}"
+    if isolate is not None:
+        os.environ[ISOLATE] = str(int(isolate))
 
 
 def call(

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bimba.data import isolated
+from bimba.data.datamodule import VideoQADataModule
 from bimba.data.dataset import VideoQADataset
 from bimba.data.isolated import read_frames
 from bimba.data.video import read_frames as read_here
@@ -225,6 +226,26 @@ def test_it_can_be_switched_off(video, monkeypatch):
     monkeypatch.setenv("BIMBA_ISOLATE_DECODING", "0")
     monkeypatch.setattr(isolated, "call", lambda *a, **k: pytest.fail("isolated"))
     assert frame_numbers(read_frames(video, 2).pixels) == [0, 95]
+
+
+def test_settings_hold_for_this_process_and_those_it_starts(video, monkeypatch, processor, tmp_path):
+    for variable in (isolated.BACKEND, isolated.DEADLINE, isolated.ISOLATE):
+        monkeypatch.setenv(variable, "")  # undone after the test, whatever it becomes
+    monkeypatch.delenv(isolated.ISOLATE)
+    VideoQADataModule("rows.json", "films", processor, 4, 500, 1, 1)
+    assert os.environ[isolated.BACKEND] == os.environ[isolated.DEADLINE] == ""
+    VideoQADataModule(
+        *("rows.json", "films", processor, 4, 500, 1, 1),
+        video_backend="pyav",
+        decode_deadline_s=7,
+        isolate_decoding=False,
+    )
+    assert [os.environ[name] for name in (isolated.BACKEND, isolated.DEADLINE, isolated.ISOLATE)] == ["pyav", "7", "0"]
+    assert read_frames(video, 2).reader == "pyav"
+    with pytest.raises(BimbaError, match="video backend is 'opencv'"):
+        isolated.read_videos_with("opencv")
+    with pytest.raises(BimbaError, match="may take -1 seconds"):
+        isolated.read_videos_with(deadline_s=-1)
 
 
 @pytest.mark.parametrize("stated", ["soon", "-1", "nan"])

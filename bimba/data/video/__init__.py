@@ -43,7 +43,7 @@ def check_short_videos(short_videos: str) -> None:
         raise BimbaError(f"short_videos is {short_videos!r}; expected one of {', '.join(get_args(ShortVideos))}.")
 
 
-def video_backend(name: str | None) -> str:
+def checked_backend(name: str | None) -> str:
     """``name``; None: what the environment variable BIMBA_VIDEO_BACKEND names, or "auto".
 
     Raises:
@@ -52,7 +52,7 @@ def video_backend(name: str | None) -> str:
     name = name or os.environ.get(VARIABLE) or "auto"
     if name not in ("auto", *BACKENDS):
         raise BimbaError(f"The video backend is {name!r}; expected one of auto, {', '.join(BACKENDS)}.")
-    if name != "auto" and (reason := _module(name).unavailable()):
+    if name != "auto" and (reason := backend_module(name).unavailable()):
         raise BimbaError(f"The video backend {name!r} was asked for and cannot run: {reason}")
     return name
 
@@ -70,7 +70,7 @@ def read_frames(
     Args:
         short_videos: what becomes of a video (or window) with fewer frames than that: "error", or "repeat" some of
             them, as the original does.
-        backend: "auto", "decord", "pyav" or "torchcodec"; None: as :func:`video_backend`.
+        backend: "auto", "decord", "pyav" or "torchcodec"; None: as :func:`checked_backend`.
 
     Returns:
         Exactly ``num_frames`` frames.
@@ -80,7 +80,7 @@ def read_frames(
         VideoDecodeError: the path is not a video that can be decoded.
         BimbaError: the window does not lie in the video, ``num_frames`` is less than one, or the backend cannot run.
     """
-    frames, notes = decode(path, num_frames, start_s, end_s, short_videos, video_backend(backend))
+    frames, notes = decode(path, num_frames, start_s, end_s, short_videos, checked_backend(backend))
     say(notes)
     return frames
 
@@ -102,7 +102,7 @@ def decode(
     error: VideoDecodeError | None = None
     for name in _candidates(backend, stream, notes):
         try:
-            reader = _module(name).Reader(stream)
+            reader = backend_module(name).Reader(stream)
             spans_s = reader.spans_s
             if backend == "auto" and name == "decord":
                 _check_times(spans_s, stream)
@@ -148,13 +148,13 @@ def _candidates(backend: str, stream: Stream, notes: list[Note]) -> list[str]:
         text = f"{stream.path}: {stream.ends_early}; what is there is read. It may be a truncated download."
         notes.append(Note(logging.WARNING, "ends early", text))
     if backend != "auto":
-        if reason := _module(backend).refuses(stream):
+        if reason := backend_module(backend).refuses(stream):
             text = f"videos: {backend} was asked for, and may not give the right pixels of {stream.path}: {reason}"
             notes.append(Note(logging.WARNING, f"{backend} {reason}", text))
         return [backend]
     found = []
     for name in BACKENDS:
-        reason = _module(name).unavailable() or _module(name).refuses(stream)
+        reason = backend_module(name).unavailable() or backend_module(name).refuses(stream)
         if reason is None:
             found.append(name)
         elif not found:
@@ -167,7 +167,8 @@ def _passed_over(name: str, reason: str, path: Path) -> Note:
     return Note(logging.INFO, f"not {name} {reason.removeprefix(str(path))}", text)
 
 
-def _module(name: str) -> Any:
+def backend_module(name: str) -> Any:
+    """``unavailable()``: why it cannot run here; ``refuses(stream)``: why it would be wrong; ``Reader(stream)``."""
     return import_module(f"bimba.data.video.{name}")
 
 

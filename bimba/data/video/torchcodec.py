@@ -23,7 +23,7 @@ def unavailable() -> str | None:
     except (ImportError, OSError, RuntimeError) as error:
         return f"torchcodec cannot be loaded ({first_line(error)}); {_INSTALL}"
     # older ones raise above where there is no FFmpeg, newer ones when the first video is opened
-    return None if torchcodec.ffmpeg_major_version else f"torchcodec finds no FFmpeg; {_INSTALL}"
+    return None if getattr(torchcodec, "ffmpeg_major_version", 1) else f"torchcodec finds no FFmpeg; {_INSTALL}"
 
 
 def refuses(stream: Stream) -> str | None:
