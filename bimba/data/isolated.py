@@ -156,7 +156,7 @@ class _Process:
                 [sys.executable, "-m", "bimba.data.isolated_child", str(theirs.fileno()), str(lifeline)],
                 pass_fds=(theirs.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # nothing from the folder we are in
             )
         finally:
             theirs.close()

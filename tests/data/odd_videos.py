@@ -73,6 +73,29 @@ KINDS = [
 ]
 
 
+HIDDEN = 20  # the frame that the file of ``make_hidden`` does not show
+
+
+def make_hidden(path: Path) -> Path:
+    """VP8 with a frame that others refer to and nobody is shown, as encoders write them in two passes."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libvpx", rate=Fraction(RATE))
+        stream.height, stream.width, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        stream.options = {"g": "12", "deadline": "realtime", "cpu-used": "8", "b": "2M"}
+        number = 0
+        for picture in [*_pictures(SIZE), None]:
+            frame = None if picture is None else av.VideoFrame.from_ndarray(picture, format="rgb24")
+            for packet in stream.encode(frame):
+                data = bytearray(packet)
+                data[0] &= 0xEF if number == HIDDEN else 0xFF
+                copy = av.Packet(bytes(data))
+                copy.pts, copy.dts, copy.time_base, copy.stream = packet.pts, packet.dts, packet.time_base, stream
+                copy.is_keyframe = packet.is_keyframe
+                file.mux(copy)
+                number += 1
+    return path
+
+
 def make(kind: Kind, folder: Path) -> Path:
     path = folder / kind.name
     match kind.name.partition("_")[0].partition(".")[0]:

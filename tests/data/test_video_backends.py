@@ -17,7 +17,7 @@ from bimba.data.video import torchcodec as torchcodec_backend
 from bimba.data.video.stream import probe
 from bimba.types import BimbaError, VideoDecodeError
 from tests.data.files import frame_numbers, numbered_frames, write_video
-from tests.data.odd_videos import KINDS, NUM_FRAMES, SIZE, Kind, make
+from tests.data.odd_videos import HIDDEN, KINDS, NUM_FRAMES, SIZE, Kind, make, make_hidden
 
 HAS_TORCHCODEC = torchcodec_backend.unavailable() is None
 DECORD_IS_WRONG = [kind for kind in KINDS if not kind.by_decord]
@@ -91,6 +91,15 @@ def test_decord_by_name_gives_the_same_pixels(kind, folder):
     frames = read_frames(path, 13, backend="decord")
     assert frames.reader == "decord"
     np.testing.assert_array_equal(frames.pixels, read_frames(path, 13, backend="pyav").pixels)
+
+
+def test_a_frame_that_is_not_shown_is_not_counted(folder):
+    path = make_hidden(folder / "hidden.webm")
+    shown = [number for number in range(NUM_FRAMES) if number != HIDDEN]
+    frames = read_frames(path, len(shown))
+    assert numbers(frames.pixels, path.name) == shown
+    assert "not shown" in decord_backend.refuses(probe(path))
+    assert numbers(read_frames(path, 5).pixels, path.name) == [shown[i] for i in read_frames(path, 5).indices]
 
 
 def test_times_are_those_of_a_variable_rate(folder):

@@ -21,6 +21,7 @@ from bimba.types import VideoDecodeError
 # Containers that say of every packet when it is shown, and that are found again after a jump.
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _END_TOLERANCE_S = 2.0  # sound may end later than the pictures
+_VP8_SHOWN = 0x10  # a bit of a frame's first byte; other codecs put frames that are not shown into others' packets
 _IDR, _SEI, _RECOVERY_POINT = 5, 6, 6  # H.264: kinds of NAL unit; a kind of SEI message
 
 
@@ -73,7 +74,7 @@ class _Packet(NamedTuple):
     duration: int
     is_key: bool
     is_clean: bool
-    is_discarded: bool
+    is_hidden: bool
 
 
 def spans_of(pts: np.ndarray, end: int, time_base: Fraction) -> np.ndarray:
@@ -126,7 +127,7 @@ def _stream(path: Path, container: Any, track: Any, packets: Sequence[_Packet], 
             f"{path}: its {codec} video track cannot be decoded (its index lists {track.frames} frames, and the file "
             f"ends after {len(packets)}). The file is truncated. {FETCH_AGAIN} {REENCODE}"
         )
-    shown = [p for p in packets if not p.is_discarded]
+    shown = [p for p in packets if not p.is_hidden]
     times = sorted(p.pts for p in shown if p.pts is not None)
     are_timed = bool(shown) and len(set(times)) == len(shown) and all(p.pts is not None for p in packets)
     open_keys = _open_keys(packets)
@@ -138,7 +139,7 @@ def _stream(path: Path, container: Any, track: Any, packets: Sequence[_Packet], 
     if container.format.name not in _INDEXED:
         oddities.append(f"a {container.format.name} file holds no index of its frames")
     if len(shown) < len(packets):
-        oddities.append("an edit list hides frames")
+        oddities.append("it holds frames that are not shown (by an edit list, say)")
     if not are_timed:
         oddities.append("time stamps are missing or repeated")
     if not starts_clean:
@@ -198,7 +199,8 @@ def _ends_early(container: Any, times: Sequence[int], time_base: Fraction) -> st
 
 def _packet(packet: Any, context: Any) -> _Packet:
     is_clean = packet.is_keyframe and (context.name != "h264" or _is_clean_h264(bytes(packet), context.extradata))
-    return _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, is_clean, packet.is_discard)
+    is_hidden = packet.is_discard or (context.name == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN)
+    return _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, is_clean, is_hidden)
 
 
 def _is_clean_h264(data: bytes, extradata: bytes | None) -> bool:
