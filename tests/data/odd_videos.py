@@ -13,7 +13,8 @@ import numpy as np
 from tests.data.files import numbered_frames
 
 NUM_FRAMES, RATE, SIZE = 60, 10, 64
-CUT_S = 1.55  # of the file with the edit list
+CUT_S = 1.55  # where the files with edit lists begin to be shown
+TRIMMED_S = 2  # and how much of one of them is
 _X264 = {"crf": "18", "preset": "veryfast", "g": "12", "bf": "2", "threads": "1"}
 _AV1 = {"cpu-used": "8", "crf": "20", "g": "12", "usage": "realtime"}
 _X265 = "keyint=12:min-keyint=12:bframes=2:scenecut=0:log-level=none:pools=1:open-gop="
@@ -66,6 +67,7 @@ KINDS = [
     Kind("mpeg2.mpg", "pyav", "mpeg2video", {"g": "12", "bf": "2", "b": "3M"}, by_decord=False),
     Kind("mpeg4.avi", "pyav", "mpeg4", {"g": "12", "bf": "2", "b": "3M"}, by_decord=False),
     Kind("edit_list.mp4", "pyav", first=16, by_decord=False),
+    Kind("trimmed.mp4", "pyav", first=16, by_decord=False),
     Kind("truncated.mkv", "pyav", container={"cluster_time_limit": "500"}),
     Kind("turned_90.mp4", "decord"),
     Kind("turned_180.mp4", "decord"),
@@ -101,6 +103,8 @@ def make(kind: Kind, folder: Path) -> Path:
     match kind.name.partition("_")[0].partition(".")[0]:
         case "edit":
             return _cut(_encode(folder / "whole.mp4", kind), path)
+        case "trimmed":
+            return _trim(_encode(path, kind))
         case "truncated":
             data = _encode(path, kind).read_bytes()
             path.write_bytes(data[: len(data) * 6 // 10])
@@ -156,6 +160,17 @@ def _cut(source: Path, path: Path) -> Path:
             if packet.dts is not None:
                 packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, copy
                 new.mux(packet)
+    return path
+
+
+def _trim(path: Path) -> Path:
+    """As phones do it: everything stays in the file, and its list shows two seconds from ``CUT_S`` on."""
+    data = bytearray(path.read_bytes())
+    (per_second,) = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)
+    entry = data.index(b"elst") + 12
+    _, start = struct.unpack_from(">ii", data, entry)
+    struct.pack_into(">ii", data, entry, 1000 * TRIMMED_S, start + int(CUT_S * per_second))
+    path.write_bytes(data)
     return path
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import bimba.data.video as video_module
+from bimba.data.video import check_video, pyav, read_frames
 from bimba.data.video import decord as decord_backend
-from bimba.data.video import pyav, read_frames
 from bimba.data.video import torchcodec as torchcodec_backend
 from bimba.data.video.stream import probe
 from bimba.types import BimbaError, VideoDecodeError
 from tests.data.files import frame_numbers, numbered_frames, write_video
-from tests.data.odd_videos import HIDDEN, KINDS, NUM_FRAMES, SIZE, Kind, make, make_hidden
+from tests.data.odd_videos import HIDDEN, KINDS, NUM_FRAMES, RATE, SIZE, TRIMMED_S, Kind, make, make_hidden
 
 HAS_TORCHCODEC = torchcodec_backend.unavailable() is None
 DECORD_IS_WRONG = [kind for kind in KINDS if not kind.by_decord]
@@ -55,6 +55,8 @@ def test_auto_and_pyav_give_the_frames_that_were_asked_for_with_equal_pixels(kin
     assert numbers(every.pixels, kind.name) == list(range(kind.first, kind.first + every.num_total))
     if kind.name == "truncated.mkv":
         assert 20 < every.num_total < NUM_FRAMES
+    elif kind.name == "trimmed.mp4":
+        assert every.num_total == TRIMMED_S * RATE
     else:
         assert every.num_total == NUM_FRAMES - kind.first
     backends = ["auto", "pyav"]
@@ -122,6 +124,7 @@ def test_times_begin_with_the_first_frame_that_is_shown(folder):
         ("open.mp4", "open GOP"),
         ("refresh.mp4", "intra refresh"),
         ("edit_list.mp4", "edit list"),
+        ("trimmed.mp4", "edit list"),
         ("transport.ts", "no index"),
         ("truncated.mkv", "before the duration"),
         ("av1.mp4", "codec av1"),
@@ -250,6 +253,15 @@ def test_a_damaged_frame_is_an_error_and_not_a_picture(tmp_path):
     path.write_bytes(data)
     with pytest.raises(VideoDecodeError, match="h264 video track cannot be decoded"):
         read_frames(path, 48, backend="pyav")
+
+
+def test_a_video_can_be_looked_at_without_reading_it(video, tmp_path):
+    check_video(video)
+    with pytest.raises(VideoDecodeError, match="no such file"):
+        check_video(tmp_path / "missing.mp4")
+    (tmp_path / "words.mp4").write_bytes(b"words " * 100)
+    with pytest.raises(VideoDecodeError, match="not a media file"):
+        check_video(str(tmp_path / "words.mp4"))
 
 
 def test_every_backend_reads_a_short_video(tmp_path):

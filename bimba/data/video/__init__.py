@@ -19,8 +19,10 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from bimba.data.sampling import frames_in_window, uniform_indices
-from bimba.data.video.stream import Stream, probe
+from bimba.data.video.stream import Stream, check_video, probe
 from bimba.types import BimbaError, Frames, ShortVideoError, ShortVideos, VideoDecodeError
+
+__all__ = ["check_short_videos", "check_video", "checked_backend", "decode", "read_frames", "say"]
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,9 @@ nothing. :func:`probe` finds out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -83,11 +85,35 @@ def spans_of(pts: np.ndarray, end: int, time_base: Fraction) -> np.ndarray:
     return np.stack([edges[:-1], edges[1:]], axis=1)
 
 
+def check_video(path: str | os.PathLike[str]) -> None:
+    """Opens a file, and reads no frame of it.
+
+    Raises:
+        VideoDecodeError: there is no file, or no video in it.
+    """
+    with _opened(Path(path)):
+        pass
+
+
 def probe(path: Path) -> Stream:
     """Reads all packets of a file's video track.
 
     Raises:
         VideoDecodeError: there is no file, no video in it, or less than its index promises.
+    """
+    with _opened(path) as (container, track, num_tracks):
+        context = track.codec_context
+        packets = [_packet(packet, context) for packet in container.demux(track) if packet.size]
+        stream = _stream(path, container, track, packets, num_tracks)
+    return stream
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any, int]]:
+    """The container, its video track, and how many of these it has.
+
+    Raises:
+        VideoDecodeError: there is no file or no video in it; or FFmpeg finds fault with what is read of it.
     """
     check_is_media(path)
 
@@ -100,32 +126,33 @@ def probe(path: Path) -> Stream:
             tracks = [t for t in container.streams.video if not t.disposition & Disposition.attached_pic]
             best = container.streams.best("video")
             track = best if best in tracks else tracks[0] if tracks else None
-            if track is not None and track.codec_context is not None:
-                context = track.codec_context
-                if container.format.name.endswith("_pipe") or container.format.name == "image2":
-                    raise VideoDecodeError(f"{path}: a picture ({context.name}), not a video. Give a video file.")
-                packets = [_packet(p, context) for p in container.demux(track) if p.size]
-                return _stream(path, container, track, packets, len(tracks))
-            if track is not None:
-                received = "a video track of an unknown codec"
-            else:
+            if track is None:
                 received = "audio only" if container.streams.audio else "no video track"
+                raise VideoDecodeError(f"{path}: a media file with {received}. Give a file that holds a video track.")
+            if track.codec_context is None:
+                raise VideoDecodeError(f"{path}: a media file with a video track of an unknown codec. {REENCODE}")
+            if container.format.name.endswith("_pipe") or container.format.name == "image2":
+                kind = track.codec_context.name
+                raise VideoDecodeError(f"{path}: a picture ({kind}), not a video. Give a video file.")
+            yield container, track, len(tracks)
     except (av.error.FFmpegError, ValueError, IndexError, OSError) as error:
         raise VideoDecodeError(
             f"{path}: not a media file, or a truncated one ({path.stat().st_size} bytes, {first_line(error)}). "
             f"Expected a video. {FETCH_AGAIN}"
         ) from error
-    raise VideoDecodeError(f"{path}: a media file with {received}. Give a file that holds a video track.")
 
 
 def _stream(path: Path, container: Any, track: Any, packets: Sequence[_Packet], num_tracks: int) -> Stream:
     codec = track.codec_context.codec.canonical_name
     if not packets:
         raise VideoDecodeError(f"{path}: its {codec} video track cannot be decoded (it holds no frames). {FETCH_AGAIN}")
-    if track.frames > len(packets) and container.format.name == _INDEXED[0]:
+    found = len(packets)
+    if track.frames > found and container.format.name == _INDEXED[0]:
+        found = _count_packets(path, track.index)  # an edit list may leave out whole stretches
+    if track.frames > found and container.format.name == _INDEXED[0]:
         raise VideoDecodeError(
             f"{path}: its {codec} video track cannot be decoded (its index lists {track.frames} frames, and the file "
-            f"ends after {len(packets)}). The file is truncated. {FETCH_AGAIN} {REENCODE}"
+            f"ends after {found}). The file is truncated. {FETCH_AGAIN} {REENCODE}"
         )
     shown = [p for p in packets if not p.is_hidden]
     times = sorted(p.pts for p in shown if p.pts is not None)
@@ -173,6 +200,14 @@ def _stream(path: Path, container: Any, track: Any, packets: Sequence[_Packet], 
         oddities=tuple(oddities),
         ends_early=ends_early,
     )
+
+
+def _count_packets(path: Path, index: int) -> int:
+    """How many packets of an mp4's track there are, whatever its edit list says."""
+    import av
+
+    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+        return sum(packet.size > 0 for packet in container.demux(container.streams[index]))
 
 
 def _open_keys(packets: Sequence[_Packet]) -> set[int]:
