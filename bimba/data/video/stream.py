@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bimba.data.video.files import FETCH_AGAIN, REENCODE, check_is_media
+from bimba.data.video.h264 import is_clean_key
 from bimba.types import VideoDecodeError
 
 # Containers that say of every packet when it is shown, and that are found again after a jump.
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _END_TOLERANCE_S = 2.0  # sound may end later than the pictures
 _VP8_SHOWN = 0x10  # a bit of a frame's first byte; other codecs put frames that are not shown into others' packets
-_IDR, _SEI, _RECOVERY_POINT = 5, 6, 6  # H.264: kinds of NAL unit; a kind of SEI message
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,8 @@ def _count_packets(path: Path, index: int) -> int:
     import av
 
     with av.open(str(path), options={"ignore_editlist": "1"}) as container:
-        return sum(packet.size > 0 for packet in container.demux(container.streams[index]))
+        count = sum(packet.size > 0 for packet in container.demux(container.streams[index]))
+    return count
 
 
 def _open_keys(packets: Sequence[_Packet]) -> set[int]:
@@ -233,38 +234,9 @@ def _ends_early(container: Any, times: Sequence[int], time_base: Fraction) -> st
 
 
 def _packet(packet: Any, context: Any) -> _Packet:
-    is_clean = packet.is_keyframe and (context.name != "h264" or _is_clean_h264(bytes(packet), context.extradata))
+    is_clean = packet.is_keyframe and (context.name != "h264" or is_clean_key(bytes(packet), context.extradata))
     is_hidden = packet.is_discard or (context.name == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN)
     return _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, is_clean, is_hidden)
-
-
-def _is_clean_h264(data: bytes, extradata: bytes | None) -> bool:
-    """Whether decoding can begin with this key frame: it is an IDR, or the recovery from its loss takes no frames.
-
-    A film in which a moving column is refreshed has key frames that are whole only many frames later.
-    """
-    if not extradata or extradata[0] != 1:
-        return True  # not cut into units of known length, as in MPEG-TS, where no jumps are made
-    size = (extradata[4] & 3) + 1
-    while len(data) > size:
-        length = int.from_bytes(data[:size], "big")
-        unit, data = data[size : size + length], data[size + length :]
-        kind = unit[0] & 31 if unit else 0
-        if kind == _IDR or (kind == _SEI and _recovers_at_once(unit[1:])):
-            return True
-    return False
-
-
-def _recovers_at_once(messages: bytes) -> bool:
-    """Whether there is a recovery point among SEI messages, after 0 frames: its first bit is set."""
-    while len(messages) > 2:
-        kind, length = messages[0], messages[1]
-        if kind == _RECOVERY_POINT:
-            return bool(messages[2] & 0x80)
-        if 255 in (kind, length):
-            return False  # a longer form, for user data; a recovery point comes before it
-        messages = messages[2 + length :]
-    return False
 
 
 def first_line(error: BaseException) -> str:
