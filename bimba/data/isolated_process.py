@@ -107,8 +107,9 @@ class DecoderProcess:
             return "stopped answering"
         if code >= 0:
             return f"ended with exit code {code}"
+        names = {number.value: number.name for number in signal.Signals}
         memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
-        return f"died of signal {-code} ({signal.Signals(-code).name}{memory})"
+        return f"died of signal {-code} ({names.get(-code, 'of no name')}{memory})"
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
