@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 KEYS = {
     "benchmark", "paths", "checkpoint", "base", "frames", "num_frames", "temporal_pooling", "short_videos", "limit",
-    "batch_size", "device", "dtype", "answers", "batch_questions", "logger", "output_dir",
+    "batch_size", "device", "dtype", "video_backend", "answers", "batch_questions", "logger", "output_dir",
 }  # fmt: skip
 SOURCES = ("hf_home", "miniature")
 ANSWERS = ("generate", "choose")
@@ -206,6 +206,7 @@ def evaluate(config: DictConfig, changes: list[Change]) -> None:
         pretrained=config.checkpoint,
         device=config.device,
         dtype=config.dtype,
+        video_backend=config.video_backend,
         num_frames=config.num_frames,
         temporal_pooling=config.temporal_pooling,
         base=config.base,

@@ -46,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="error",
         help="what becomes of a video with fewer frames than that: refuse it, or repeat frames (default: %(default)s)",
     )
+    ask.add_argument(
+        "--video-backend",
+        metavar="NAME",
+        help="auto, decord, pyav or torchcodec (default: the variable BIMBA_VIDEO_BACKEND, or auto)",
+    )
     ask.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 256)")
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     ask.add_argument("--json", action="store_true", help="print one JSON list, one object per question")
@@ -163,8 +168,10 @@ def run_ask(arguments: argparse.Namespace) -> int:
             "--short and --options do not go together: options already ask for a letter. Give one of them."
         )
     _hush_libraries()
+    from bimba.data.isolated import read_videos_with
     from bimba.inference import VideoQA
 
+    read_videos_with(arguments.video_backend)
     engine = VideoQA.from_pretrained(
         arguments.checkpoint,
         device=arguments.device,

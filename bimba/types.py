@@ -52,6 +52,7 @@ class Frames:
         num_total: how many frames the whole video has.
         average_fps: frames per second of the whole video, as the file states it.
         path: the file the frames come from.
+        reader: the video backend that decoded them.
     """
 
     pixels: np.ndarray
@@ -61,6 +62,7 @@ class Frames:
     num_total: int
     average_fps: float
     path: str
+    reader: str = ""
 
 
 @dataclass(frozen=True)

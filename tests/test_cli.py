@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests/tiny_checkpoin
 from tiny_checkpoint import tiny_model, write_video
 
 from bimba import cli
+from bimba.data import isolated
 from bimba.inference import VideoQA
 from bimba.report import doctor
 from bimba.types import BimbaError
@@ -64,6 +65,17 @@ def test_short_answers(checkpoint, video, capsys):
     encoded = VideoQA.from_pretrained(checkpoint, device="cpu").encode(video)
     assert ask(checkpoint, video, "Who?", "--short", "--max-new-tokens", "5") == 0
     assert capsys.readouterr().out == f"{encoded.ask('Who?', 5, short=True)}\n"
+
+
+def test_the_video_backend_is_the_one_asked_for(checkpoint, video, monkeypatch, capsys):
+    monkeypatch.setenv("BIMBA_VIDEO_BACKEND", "auto")  # undone after the test
+    asked, call = [], isolated.call
+    monkeypatch.setattr(isolated, "call", lambda *a, **k: (asked.append(a[-1]), call(*a, **k))[1])
+    assert ask(checkpoint, video, "Who?", "--max-new-tokens", "2", "--video-backend", "pyav") == 0
+    assert asked == ["pyav"]
+    capsys.readouterr()
+    assert ask(checkpoint, video, "Who?", "--video-backend", "opencv") == 2
+    assert "'opencv'; expected one of auto, decord, torchcodec, pyav" in capsys.readouterr().err
 
 
 def test_options_and_json(checkpoint, video, capsys):
@@ -140,6 +152,7 @@ def test_doctor_names_versions_device_and_backends(monkeypatch, capsys):
         monkeypatch.delenv(variable, raising=False)
     assert cli.main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
+    assert findings["video: decord"] == findings["video: pyav"] == "ready"
     assert {"python", "torch", "lmms-eval", "cpu", "selective_scan: reference", "causal_conv1d: pytorch"} <= set(
         findings
     )

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from bimba.data.collate import collate
 from bimba.data.dataset import Processor, TooLong, VideoQADataset
+from bimba.data.isolated import read_videos_with
 from bimba.data.mixture import Mixture, read_mixture
 from bimba.data.order import by_length, by_modality_and_length
 from bimba.data.recipe import recipe_named
@@ -35,6 +36,8 @@ class VideoQADataModule(L.LightningDataModule):
         num_workers: processes that read videos, per rank; 0 reads them in the training process.
         val_samples: how many samples are held out for validation; 0 for none.
         seed: of the shuffle.
+        video_backend, decode_deadline_s, isolate_decoding: see ``isolated.read_videos_with``; they hold for this
+            process and all that it starts.
         prepare: writes the files if they are not there yet, such as ``needle_files.generate_splits``; called once.
         recipe: "default" or "original", see ``bimba.data.recipe``.
         sample_order: "shuffled"; "by_length": the samples of a step are dealt to its batches so that these are of about
@@ -58,6 +61,9 @@ class VideoQADataModule(L.LightningDataModule):
         num_workers: int = 0,
         val_samples: int = 0,
         seed: int = 0,
+        video_backend: str | None = None,
+        decode_deadline_s: float | None = None,
+        isolate_decoding: bool | None = None,
         short_videos: ShortVideos | None = None,
         prepare: Callable[[], object] | None = None,
         recipe: str = "default",
@@ -68,6 +74,7 @@ class VideoQADataModule(L.LightningDataModule):
         duplicate_ids: Literal["error", "allow"] = "error",
     ):
         super().__init__()
+        read_videos_with(video_backend, decode_deadline_s, isolate_decoding)
         pad_token_id = processor.tokenizer.pad_token_id
         if pad_token_id is None:
             raise BimbaError("The tokenizer has no pad token; set tokenizer.pad_token (Qwen2's is <|endoftext|>).")

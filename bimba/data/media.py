@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bimba.data.isolated import read_frames
 from bimba.data.sampling import uniform_indices
-from bimba.data.video import check_short_videos, read_frames
+from bimba.data.video import check_short_videos
 from bimba.types import Frames, ImageReadError, ShortVideoError, ShortVideos, VideoDecodeError
 
 FRAME_FOLDER_FPS = 2.0  # of folders of frames, as in LLaVA's training

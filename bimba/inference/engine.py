@@ -23,10 +23,10 @@ from transformers import DynamicCache
 
 from bimba.checkpoint import load_pretrained
 from bimba.checkpoint.devices import resolve_device, resolve_dtype
+from bimba.data.isolated import read_frames
 from bimba.data.prompt import with_medium
 from bimba.data.tokenize import tokenize_prompt
 from bimba.data.transform import frames_to_pixels
-from bimba.data.video import read_frames
 from bimba.inference.answer import Generation
 from bimba.inference.cache import LRUCache
 from bimba.inference.encoded import EncodedVideo

@@ -1,6 +1,7 @@
 """[6] Reading ahead: threads decode the next videos while the model works on this one.
 
-Threads and not processes: decord and Pillow let go of Python's lock while they work, and pixels need not be copied.
+Threads: each waits for a decoding process of its own (``data/isolated.py``), whose pixels need not be copied, and then
+resizes them, where Pillow lets go of Python's lock.
 """
 
 from __future__ import annotations

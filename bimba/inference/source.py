@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from bimba.data.video import checked_backend
 from bimba.types import ShortVideos, VideoDecodeError
 
 
@@ -20,6 +21,7 @@ class VideoKey(NamedTuple):
     mtime_ns: int
     num_frames: int
     short_videos: ShortVideos
+    video_backend: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def identify(path: str | os.PathLike[str], num_frames: int, short_videos: ShortV
 
     Raises:
         VideoDecodeError: there is no such file.
+        BimbaError: the video backend that the environment names cannot run.
     """
     file = Path(path).resolve()
     try:
@@ -50,4 +53,4 @@ def identify(path: str | os.PathLike[str], num_frames: int, short_videos: ShortV
         raise VideoDecodeError(
             f"{path}: {error.strerror}. Check the path; videos are read from local files only."
         ) from error
-    return VideoKey(str(file), stat.st_size, stat.st_mtime_ns, num_frames, short_videos)
+    return VideoKey(str(file), stat.st_size, stat.st_mtime_ns, num_frames, short_videos, checked_backend(None))

@@ -16,6 +16,7 @@ OPTIONAL = {  # package -> what it is for, and how it comes
     "triton": "fused scan on NVIDIA GPUs; comes with torch on Linux",
     "mamba-ssm": "CUDA scan kernels; see 'Install' in the README",
     "causal-conv1d": "the original's CUDA convolution, for benchmarks/compressor.py --gpu",
+    "torchcodec": "reads videos that decord would get wrong, as PyAV does; pip install 'bimba[torchcodec]'",
     "wandb": "experiment tracking; pip install -e . brings it",
 }
 
@@ -35,7 +36,7 @@ def examine() -> list[Finding]:
     findings += [_package(name, None) for name in REQUIRED]
     findings += [_package(name, purpose) for name, purpose in OPTIONAL.items()]
     if all(finding.ok for finding in findings):  # without torch there is nothing more to find out
-        findings += [*_devices(), *_backends()]
+        findings += [*_devices(), *_backends(), *_videos()]
     return findings
 
 
@@ -70,6 +71,13 @@ def _backends() -> list[Finding]:
     from bimba.ops.selective_scan import REGISTRY as SCAN
 
     return [*_backends_of("selective_scan", SCAN), *_backends_of("causal_conv1d", CONVOLUTION)]
+
+
+def _videos() -> list[Finding]:
+    """Those that can read a video, in the order in which ``auto`` asks them."""
+    from bimba.data.video import BACKENDS, backend_module
+
+    return [Finding(f"video: {name}", backend_module(name).unavailable() or "ready") for name in BACKENDS]
 
 
 def _backends_of(op: str, registry: Registry) -> list[Finding]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bimba.data.isolated import read_frames
 from bimba.data.prompt import LETTERS
-from bimba.data.video import read_frames
 from bimba.report.measures import Sample, by_document, question_score
 from bimba.types import BimbaError, ShortVideos
 

@@ -20,8 +20,9 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from tqdm import tqdm
 
+from bimba.data.isolated import read_videos_with
 from bimba.data.prompt import LETTERS
-from bimba.data.video import check_short_videos
+from bimba.data.video import check_short_videos, checked_backend
 from bimba.inference import Question, VideoQA
 from bimba.inference.answer import Generation, cut_at, letter_token_ids
 from bimba.inference.engine import CACHE_BYTES
@@ -55,6 +56,7 @@ class Bimba(lmms):
             checkpoint's number.
         short_videos: what becomes of a video with fewer frames than that. "repeat" some of them, as for the published
             numbers (benchmarks hold short clips), which is logged and counted, or "error": it counts as unreadable.
+        video_backend, decode_deadline_s: as for ``bimba.data.isolated.read_videos_with``.
         workers: how many videos are decoded at a time while the model works.
         cache_gb: limit of the memory that videos decoded ahead take.
         journal: a folder that keeps each answer; with the same folder a run that was killed goes on where it was.
@@ -86,6 +88,8 @@ class Bimba(lmms):
         temporal_pooling: int | None = None,
         base: str | None = None,
         short_videos: ShortVideos = "repeat",
+        video_backend: str | None = None,
+        decode_deadline_s: float | None = None,
         workers: int = WORKERS,
         cache_gb: float = CACHE_BYTES / 1024**3,
         journal: str | None = None,
@@ -97,6 +101,7 @@ class Bimba(lmms):
     ):
         super().__init__()
         check_short_videos(short_videos)
+        read_videos_with(video_backend, decode_deadline_s)
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
             logger.info(f"Batch size {batch_size} is not used; batch_questions batches the questions of a video.")
         self.engine = VideoQA.from_pretrained(
@@ -240,6 +245,7 @@ class Bimba(lmms):
                 "prompt_hash": journal_key({"prompt": question.prompt}),
                 "num_frames": question.num_frames,
                 "short_videos": self.short_videos,
+                "video_backend": checked_backend(None),
                 "max_new_tokens": question.max_new_tokens,
                 "sampling": question.sampling,
                 "model": self.fingerprint,

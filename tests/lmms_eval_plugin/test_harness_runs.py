@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import NUM_FRAMES, QUESTIONS_PER_TASK, write_needles, write_video
 
+from bimba.data import isolated
 from bimba.inference import EncodedVideo, VideoQA
 from bimba.inference.answer import Generation
 from lmms_eval_plugin.tasks.bimba_needle.task import doc_to_text, load_questions
@@ -108,6 +109,17 @@ def test_short_videos_are_counted_in_the_summary(
     summary = json.loads((out / "summary.json").read_text())
     assert summary["short_videos"] == {"handled": handled, "repeated": repeated}
     assert len(summary["unreadable_videos"]) == unreadable
+
+
+def test_the_video_backend_is_the_one_asked_for(evaluate, checkpoint, needle_root, monkeypatch):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+    monkeypatch.setenv("BIMBA_VIDEO_BACKEND", "auto")  # undone after the test
+    asked, call = [], isolated.call
+    monkeypatch.setattr(isolated, "call", lambda *a, **k: (asked.append(a[-1]), call(*a, **k))[1])
+    evaluate(f"checkpoint={checkpoint}", "limit=1", "benchmark.tasks=[bimba_needle_counting]", "video_backend=pyav")
+    assert asked == ["pyav"]
+    with pytest.raises(SystemExit, match="'opencv'; expected one of auto, decord, torchcodec, pyav"):
+        evaluate(f"checkpoint={checkpoint}", "video_backend=opencv")
 
 
 def test_evaluate_limits_questions_and_frames(evaluate, checkpoint, needle_root, monkeypatch):

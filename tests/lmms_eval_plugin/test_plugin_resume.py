@@ -195,6 +195,13 @@ def test_a_video_that_was_repaired_is_asked_about_in_the_next_run(checkpoint, do
     assert texts[-1] != ""
 
 
+def test_another_video_backend_is_asked_anew(checkpoint, docs, tmp_path, asked, monkeypatch):
+    monkeypatch.setenv("BIMBA_VIDEO_BACKEND", "decord")  # undone after the test
+    for backend in (None, "decord", "pyav", "pyav"):
+        run(checkpoint, docs[:2], tmp_path, video_backend=backend)
+    assert len(asked) == 4
+
+
 def test_repeats_are_told_apart_and_padding_is_not_asked(checkpoint, docs, tmp_path, asked):
     model = Bimba(pretrained=str(checkpoint), device="cpu", journal=str(tmp_path))
     instances = requests(model, docs[:2], repeats=2, do_sample=True, temperature=9.0)
