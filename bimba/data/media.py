@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from bimba.data.isolated import read_frames
 from bimba.data.sampling import uniform_indices
@@ -18,6 +19,7 @@ from bimba.types import Frames, ImageReadError, ShortVideoError, ShortVideos, Vi
 
 FRAME_FOLDER_FPS = 2.0  # of folders of frames, as in LLaVA's training
 _FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_reading = threading.Lock()
 
 
 def read_video(
@@ -99,10 +101,20 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         what = "a folder" if path.is_dir() else "there is no such file"
         raise ImageReadError(f"{path}: {what}. Expected an image; images are read from local files only.")
     try:
-        with warnings.catch_warnings():  # a very large picture is read; Pillow itself refuses one twice as large
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
+        with _strict(), Image.open(path) as image:
+            yield image
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         # SyntaxError: Pillow's word for a broken PNG.
         raise ImageReadError(f"{path}: not an image that can be read ({error}). Copy the file again.") from error
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Pillow as it is by itself: half an image is an error. lmms-eval has it fill the rest with grey, for all."""
+    with _reading, warnings.catch_warnings():  # a very large picture is read; Pillow itself refuses one twice as large
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient

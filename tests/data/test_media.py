@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from bimba.data.media import read_image, read_video
 from bimba.types import ImageReadError, ShortVideoError, VideoDecodeError
@@ -57,7 +57,9 @@ def test_images_of_all_kinds_are_rgb(tmp_path, mode):
     assert (image.mode, image.size) == ("RGB", (5, 3))
 
 
-def test_images_that_are_none(tmp_path):
+@pytest.mark.parametrize("lenient", [False, True])
+def test_images_that_are_none(tmp_path, monkeypatch, lenient):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)  # importing lmms_eval sets it
     whole = tmp_path / "whole.png"
     Image.fromarray(numbered_frames(1)[0]).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:60])
@@ -71,3 +73,4 @@ def test_images_that_are_none(tmp_path):
         with pytest.raises(ImageReadError, match=words) as caught:
             read_image(tmp_path / name)
         assert str(caught.value).startswith(str(tmp_path / name))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
