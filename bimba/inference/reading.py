@@ -1,8 +1,8 @@
 """[6] Reading a letter out of an answer in words, forgivingly.
 
 ``answer_letter`` is the original's strict reading, by which the published numbers were made: the first word or nothing.
-A model that says "The answer is (B)." knows the answer all the same; this reading finds it, and never guesses: where no
-letter can be told, there is none.
+A model that says "The answer is (B)." knows the answer all the same; this reading finds it. It draws nothing by lot: where
+no letter is told, several are told in one breath ("A or B"), or one is only denied ("not A"), there is none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from bimba.inference.answer import answer_letter
 # A capital that stands alone. Before a small letter I is a word ("I think"), and so is A ("A dog") unless something
 # says that a letter follows.
 _LETTER = r"(?<![A-Za-z])([A-HJ-Z]|I(?!\s+[a-z]))(?![A-Za-z'\u2019])"
-_STANDING = re.compile(rf"(?!A\s+(?!or\b|and\b)[a-z]){_LETTER}")
+_STANDING = re.compile(rf"(?!A\s+(?!n?or\b|and\b)[a-z]){_LETTER}")
+_ANY = rf"\(?{_STANDING.pattern.replace('([', '(?:[', 1)}\)?"  # without a group of its own
+_SEVERAL = re.compile(rf"{_ANY}(?:\s*(?:,\s*(?:or|and)?|/|\bor|\band)\s*{_ANY})+")
+_DENIED = re.compile(rf"(?i:\b(?:not|neither|nor|never)|n['\u2019]t)\s+(?i:option\s+)?{_ANY}")
 # How a letter is pointed out, most explicit first. Of one form the last counts: models think aloud before they answer.
 _FORMS = tuple(
     re.compile(form)
@@ -39,6 +42,10 @@ def lenient_letter(answer: str, options: Sequence[str]) -> str:
         options: the texts of the options, without their letters; their number says which letters are theirs.
     """
     letters = LETTERS[: len(options)]
+    answer = _DENIED.sub("", answer)
+    if _SEVERAL.search(answer):  # "Between A and C it is hard to tell. The answer is C." decides all the same
+        decided = _FORMS[0].findall(_SEVERAL.sub("", answer))
+        return str(decided[-1]) if decided else ""
     if (strict := answer_letter(answer)) and strict in tuple(letters):
         return strict
     plain, texts = _plain(answer), [_plain(option) for option in options]
