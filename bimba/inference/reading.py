@@ -1,8 +1,8 @@
 """[6] Reading a letter out of an answer in words, forgivingly.
 
 ``answer_letter`` is the original's strict reading, by which the published numbers were made: the first word or nothing.
-A model that says "The answer is (B)." knows the answer all the same; this reading finds it. It draws nothing by lot: where
-no letter is told, several are told in one breath ("A or B"), or one is only denied ("not A"), there is none.
+A model that says "The answer is (B)." knows the answer all the same; this reading finds it. It draws nothing by lot:
+where no letter is told, several are told in one breath ("A or B"), or one is only denied ("not A"), there is none.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ UNREADABLE = {  # file -> why
     "unknown_codec.mp4": "unknown codec|cannot be decoded",
     "truncated.mp4": "truncated",
     "crash.mp4": "the decoder died of signal 11",
-    "hang.mp4": "the decoder took longer than 4 s",
+    "hang.mp4": "the decoder took longer than 10 s",
 }
 SHORT = {"one_frame.mp4": 1, "short.mp4": NUM_FRAMES - 1}
 GOOD = ["good_0.mp4", "good_1.mp4"]
@@ -67,7 +67,7 @@ def test_bad_videos_cost_their_own_questions(short_videos, needles, checkpoint, 
     while isolated._free:
         isolated._free.pop().end()  # they would not find the tests
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.setenv("BIMBA_DECODE_DEADLINE_S", "4")
+    monkeypatch.setenv("BIMBA_DECODE_DEADLINE_S", "10")
     monkeypatch.setattr(isolated, "decode", decode_or_worse)
     monkeypatch.setattr(sys, "path", [str(REPOSITORY), *sys.path])
     monkeypatch.setenv("BIMBA_ROOT", str(REPOSITORY))
