@@ -19,6 +19,7 @@ from bimba.data.mixture import Mixture, read_mixture
 from bimba.data.order import by_length, by_modality_and_length
 from bimba.data.recipe import recipe_named
 from bimba.data.sampler import BudgetBatches, EpochSampler
+from bimba.data.workers import outlive_signals, own_chance
 from bimba.types import Batch, BimbaError, ShortVideos
 
 _VALIDATION_SEED = 0  # which samples are held out must not depend on the seed of a run, or runs could not be compared
@@ -217,6 +218,8 @@ class VideoQADataModule(L.LightningDataModule):
             samples,
             num_workers=self.num_workers,
             collate_fn=self._collate,
+            worker_init_fn=outlive_signals,
+            generator=own_chance(self.seed),
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             **batches,

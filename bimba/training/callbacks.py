@@ -14,6 +14,7 @@ from bimba.checkpoint import check_destination, save_pretrained
 from bimba.training.ema import averaged
 from bimba.training.export import save_sharded
 from bimba.training.parallel import ShardedStrategy
+from bimba.training.signals import Stopped
 from bimba.types import BadSample, Batch, BimbaError
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,9 @@ class SaveCheckpoint(L.Callback):
 
     With the callback ``Ema``, its means are written in the place of the weights.
 
-    Written at the end, after every ``every_n_steps`` optimizer steps, and when the run is interrupted (Ctrl-C,
-    SIGTERM) or stopped by a ``BimbaError``, but not then with ``trainer=fsdp``, where all processes must take part.
+    Written at the end, after every ``every_n_steps`` optimizer steps, and when a signal ends the run, unless Slurm is
+    to go on with it. Also when it is interrupted at once or stopped by a ``BimbaError``, but not then with
+    ``trainer=fsdp``, where all processes must take part.
     After any other error the weights may be what is wrong: the last one written stays. The folder is complete or
     absent, never half written.
 
@@ -126,6 +128,10 @@ class SaveCheckpoint(L.Callback):
             self._save(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Stopped):  # on all processes, after the same step
+            if not exception.requeued:
+                self._save_if_new(trainer, pl_module)
+            return
         if isinstance(trainer.strategy, ShardedStrategy):
             return  # the others may be anywhere, and all must take part
         if self._saved_at_step is not None and isinstance(exception, KeyboardInterrupt | SIGTERMException | BimbaError):

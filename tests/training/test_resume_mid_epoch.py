@@ -8,10 +8,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bimba.data.datamodule import VideoQADataModule
 from bimba.data.needle_files import generate
+from bimba.training.keep_state import KeepState
 from tests.data.files import TINY_CLIP
 from tests.training.fakes import NUM_FRAMES, tiny_module, tiny_trainer
 
@@ -39,9 +39,7 @@ class Crash(L.Callback):
 
 
 def run(root: Path, run_dir: Path, crash_after: int | None = None, resume: Path | None = None, num_workers: int = 0):
-    save = ModelCheckpoint(
-        run_dir / "resume", save_last=True, save_top_k=0, every_n_train_steps=3, enable_version_counter=False
-    )
+    save = KeepState(run_dir, every_n_steps=3)
     torch.manual_seed(0)
     module = tiny_module(lr=1e-2)
     data = VideoQADataModule(
@@ -66,7 +64,7 @@ def test_three_and_three_steps_over_epochs_of_four_are_six(root, tmp_path, num_w
     straight, _ = run(root, tmp_path / "straight")
     run(root, tmp_path / "broken", crash_after=4)  # the last checkpoint is that of step 3
     resumed, trainer = run(
-        root, tmp_path / "broken", resume=tmp_path / "broken/resume/last.ckpt", num_workers=num_workers
+        root, tmp_path / "broken", resume=tmp_path / "broken/resume/step_00000003.ckpt", num_workers=num_workers
     )
     assert trainer.global_step == 6
     for (name, expected), (_, weight) in zip(straight.named_parameters(), resumed.named_parameters(), strict=True):
