@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class KeepState(Checkpoint):
-    """Writes ``<run_dir>/resume/step_<N>.ckpt`` every so many optimizer steps, at the end, and when a signal ends the run.
+    """Writes ``<run_dir>/resume/step_<N>.ckpt`` every so many optimizer steps, at the end, and when a signal ends it.
 
     Each has what a run needs to go on as if nothing had happened: trained weights, optimizer, position in the data, and
     the random generators of each process. It is only ever written between two optimizer steps. Lightning calls this
