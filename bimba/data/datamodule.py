@@ -156,7 +156,7 @@ class VideoQADataModule(L.LightningDataModule):
             world_size=self._world_size,
             batch_size=self.batch_size,
             done=self._done,
-            first_epoch=self._epoch,
+            first_epoch=self._first_epoch,
             order=self._ordered if self.sample_order in _ORDERS else None,
         )
         return self._loader(self.train_set, batch_size=self.batch_size, sampler=sampler)
@@ -177,8 +177,10 @@ class VideoQADataModule(L.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
-    def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer is not None else 0
+    @property
+    def _first_epoch(self) -> Callable[[], int] | None:
+        trainer = self.trainer
+        return None if trainer is None else lambda: trainer.current_epoch
 
     def _done(self) -> int:
         """Samples of all ranks that the steps of an interrupted epoch have used."""
@@ -214,7 +216,7 @@ class VideoQADataModule(L.LightningDataModule):
             rank=self._rank,
             world_size=self._world_size,
             done=done,
-            first_epoch=self._epoch,
+            first_epoch=self._first_epoch,
         )
         return batches
 

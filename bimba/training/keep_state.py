@@ -47,6 +47,7 @@ class KeepState(Checkpoint):
         self.failures = 0
         self._step = 0  # the last step that this callback has dealt with
         self._signals = StopSignals()
+        self._stopped: Stopped | None = None
         self._states: list[randomness.State] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,6 +62,8 @@ class KeepState(Checkpoint):
         self._signals.listen()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._stopped is not None:
+            raise self._stopped
         states, self._states = self._states, None
         if states is None:
             return
@@ -73,16 +76,19 @@ class KeepState(Checkpoint):
                 len(states),
             )
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # in the middle of a step
         self._step = trainer.global_step
         signum = self._signal_anywhere(trainer)
         is_last = self._step == trainer.estimated_stepping_batches
-        if signum or is_last or self._step % self.every_n_steps == 0:
-            is_written = self._save(trainer)
-            if signum:
-                self._stop(trainer, signum, is_written)
+        if not signum and not is_last and self._step % self.every_n_steps:
+            return
+        is_written = self._save(trainer)
+        if signum and not is_last:
+            # Now, as the time that is left may be short; but the step's metrics are only logged after this hook, and
+            # validation may follow: the run ends before the next batch.
+            self._stopped = self._stop(trainer, signum, is_written)
 
     def _signal_anywhere(self, trainer: L.Trainer) -> int:
         """The signal that any process received, on all of them."""
@@ -110,8 +116,7 @@ class KeepState(Checkpoint):
         )
         return False
 
-    def _stop(self, trainer: L.Trainer, signum: int, is_written: bool) -> None:
-        self._signals.give_back()
+    def _stop(self, trainer: L.Trainer, signum: int, is_written: bool) -> Stopped:
         requeued = trainer.is_global_zero and self.requeue and requeue(signum)
         requeued = bool(trainer.strategy.broadcast(requeued))
         name = signal.Signals(signum).name
@@ -119,7 +124,7 @@ class KeepState(Checkpoint):
             how = f"resume={self.folder}"
         else:
             how = f"resume={self.folder}, from an earlier step, as this one's could not be written"
-        raise Stopped(signum, requeued, f"{name} ended the run after step {self._step}. To go on: {how}")
+        return Stopped(signum, requeued, f"{name} ended the run after step {self._step}. To go on: {how}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._signals.give_back()
