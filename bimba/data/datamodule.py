@@ -156,7 +156,6 @@ class VideoQADataModule(L.LightningDataModule):
             world_size=self._world_size,
             batch_size=self.batch_size,
             done=self._done,
-            first_epoch=self._first_epoch,
             order=self._ordered if self.sample_order in _ORDERS else None,
         )
         return self._loader(self.train_set, batch_size=self.batch_size, sampler=sampler)
@@ -177,15 +176,9 @@ class VideoQADataModule(L.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
-    @property
-    def _first_epoch(self) -> Callable[[], int] | None:
-        trainer = self.trainer
-        return None if trainer is None else lambda: trainer.current_epoch
-
     def _done(self) -> int:
-        """Samples of all ranks that the steps of an interrupted epoch have used."""
-        per_epoch = len(self.train_set) - len(self.train_set) % self.global_batch_size
-        return self._batches_done() * self.batch_size % per_epoch
+        """Samples of all ranks that the run's steps have used."""
+        return self._batches_done() * self.batch_size
 
     def _batches_done(self) -> int:
         """Batches of all ranks that the run's steps have used."""
@@ -203,10 +196,7 @@ class VideoQADataModule(L.LightningDataModule):
         return np.array(_ORDERS[self.sample_order](lengths.tolist(), self.batch_size, num_batches, generator))
 
     def _budget_batches(self, budget: int) -> BudgetBatches:
-        def done() -> int:
-            return self._batches_done() % batches.sampler.num_used
-
-        batches = BudgetBatches(
+        return BudgetBatches(
             self.dataset.estimated_tokens()[self._train_indices],
             self.dataset.modalities[self._train_indices],
             budget,
@@ -215,10 +205,8 @@ class VideoQADataModule(L.LightningDataModule):
             seed=self.seed,
             rank=self._rank,
             world_size=self._world_size,
-            done=done,
-            first_epoch=self._first_epoch,
+            done=self._batches_done,
         )
-        return batches
 
     def _loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Batch]:
         return DataLoader(

@@ -57,7 +57,7 @@ def run(root: Path, run_dir: Path, crash_after: int | None = None, resume: Path 
         num_workers=num_workers,
         seed=5,
     )
-    callbacks = [KeepState(run_dir, every_n_steps=3), BadVideoGuard(run_dir, max_bad_share=1.0), Crash(crash_after)]
+    callbacks = [KeepState(run_dir, every_n_steps=2), BadVideoGuard(run_dir, max_bad_share=1.0), Crash(crash_after)]
     trainer = tiny_trainer(run_dir, STEPS, callbacks, resume, accumulate_grad_batches=SAMPLES_PER_STEP)
     with contextlib.suppress(PowerCut):
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -72,7 +72,11 @@ def straight(root, tmp_path_factory):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(("crash_after", "resumed_at"), [(4, 3), (7, 6)], ids=["first_epoch", "second_epoch"])
+@pytest.mark.parametrize(
+    ("crash_after", "resumed_at"),
+    [(3, 2), (5, 4), (7, 6)],
+    ids=["in_the_first_epoch", "between_two", "in_the_second"],
+)
 def test_a_crashed_and_resumed_run_is_an_uninterrupted_one(
     root, tmp_path, straight, num_workers, crash_after, resumed_at
 ):
