@@ -76,14 +76,14 @@ def test_a_job_is_not_queued_again_unless_wanted(tmp_path, monkeypatch):
 
 
 class FullDisk(L.Callback):
-    """No file may grow past 20,000 bytes during one step."""
+    """No file may grow past 100 bytes during one step."""
 
     def __init__(self, step):
         self.step = step
         self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def on_train_batch_end(self, trainer, *_):  # before KeepState's
-        room = 20_000 if trainer.global_step == self.step else self.limits[0]
+        room = 100 if trainer.global_step == self.step else self.limits[0]
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, self.limits[1]))
 
 
