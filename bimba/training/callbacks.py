@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,22 @@ class BadVideoGuard(L.Callback):
         self.bad = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self.seen == 0:  # not resumed: a list in this folder is an earlier run's
-            self.path.unlink(missing_ok=True)
+        if not trainer.is_global_zero or not self.path.is_file():
+            return
+        if trainer.global_step == 0:  # an earlier run's
+            self.path.unlink()
+        else:
+            self._keep_steps_before(trainer.global_step)
+
+    def _keep_steps_before(self, step: int) -> None:
+        """Drops the samples of later steps from the list: they will be met again."""
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n") and json.loads(line)["step"] < step:  # else cut off when a run was killed
+                kept.append(line)
+        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        os.replace(unfinished, self.path)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: Any) -> None:
         self._count(trainer, batch)
