@@ -136,7 +136,11 @@ class SaveCheckpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._save_if_new(trainer, pl_module)
+            try:
+                self._save_if_new(trainer, pl_module)
+            except BimbaError as error:  # on a full disk, say; what was written before stays
+                log.error("%s Training goes on, and tries again after %d steps.", error, self.every_n_steps)
+                self._saved_at_step = -1  # not this one, should it be the last
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._saved_at_step or not self.folder.is_dir():  # not there: a run of no steps
