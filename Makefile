@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TINY_BASE_STATE := outputs/tiny_base/resume/last.ckpt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench tiny-base clean
@@ -43,10 +42,9 @@ bench: setup ## compare the scan with its peers, and the compressor with other l
 
 tiny-base: setup ## train the shipped tiny base again (about an hour on two cores; interrupted runs resume)
 	$(BIN)/python -m bimba.training.tiny_tokenizer outputs/tiny_base/tokenizer
-	$(BIN)/python train.py experiment=tiny_base model.tokenizer=outputs/tiny_base/tokenizer hydra.run.dir=outputs/tiny_base \
-	  $(if $(wildcard $(TINY_BASE_STATE)),resume=$(TINY_BASE_STATE))
+	$(BIN)/python train.py experiment=tiny_base model.tokenizer=outputs/tiny_base/tokenizer hydra.run.dir=outputs/tiny_base resume=auto
 	cp outputs/tiny_base/checkpoint/* bimba/assets/bimba_tiny/
-	rm $(TINY_BASE_STATE)
+	rm -r outputs/tiny_base/resume
 
 clean: ## delete outputs and caches, but neither .venv nor data
 	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,8 @@
     python train.py                                     the embedded default: bimba_tiny on needle videos, on the CPU
     python train.py trainer.max_steps=5                 a taste of it
     python train.py experiment=bimba_7b                 a recipe of conf/experiment/
-    python train.py resume=outputs/.../resume/last.ckpt   goes on where a run stopped
+    python train.py resume=outputs/train/...            goes on where that run stopped, with the same other keys
+    python train.py hydra.run.dir=outputs/mine resume=auto   goes on where a run in this folder stopped, or begins one
 
 A run leaves in its folder (hydra.run.dir, by default outputs/train/<date>/<time>) ``config.yaml``, ``metrics.csv`` and
 ``checkpoint/``. Nothing heavy is imported before the job runs, so ``--help`` and ``--cfg job`` answer at once.
@@ -16,7 +17,7 @@ import re
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("BIMBA_ROOT", str(Path(__file__).resolve().parent))  # conf/paths, before Hydra reads it
 
@@ -35,6 +36,7 @@ KEYS = {"model", "data", "trainer", "optimizer", "logger", "callbacks", "paths"}
     "checkpoint",
     "base",
     "resume",
+    "resume_with_changes",
     "save_frozen",
     "show_traceback",
 }
@@ -57,10 +59,15 @@ def fit(cfg: DictConfig) -> L.Trainer:
         set_trainable,
     )
     from bimba.training.parallel import ShardedStrategy
+    from bimba.training.resume import check_same_config, checkpoint_to_resume
     from bimba.training.stream import shard, to_meta
 
     check(cfg)
     quiet()
+    resumed = checkpoint_to_resume(cfg.resume, Path(cfg.paths.run_dir))
+    cfg.resume = None if resumed is None else str(resumed)  # loggers go by it
+    if resumed is not None:
+        check_same_config(resumed, recorded(cfg), cfg.resume_with_changes)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     trainer = build_trainer(cfg)  # first: it is quick to say that there is no such accelerator
     settings = ModelSettings.from_node(instantiate(cfg.model, _convert_="all"))
@@ -117,19 +124,29 @@ def quiet() -> None:
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The Lightning trainer with its callbacks and loggers."""
     from hydra.utils import instantiate
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import Checkpoint
+
+    from bimba.training.checkpointing import WholeFiles
 
     callbacks = [instantiate(node) for node in cfg.callbacks.values()]
     loggers = [instantiate(node) for node in cfg.logger.values()]
-    saves_state = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    saves_state = any(isinstance(callback, Checkpoint) for callback in callbacks)
     return instantiate(
         cfg.trainer,
+        plugins=[WholeFiles(recorded(cfg))],
         precision=precision_of(cfg),
         callbacks=callbacks,
         logger=loggers,
         enable_checkpointing=saves_state,
         _convert_="all",
     )
+
+
+def recorded(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as checkpoints have it, every reference resolved."""
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    values["trainer"]["precision"] = precision_of(cfg)
+    return values
 
 
 def precision_of(cfg: DictConfig) -> str:
@@ -147,8 +164,6 @@ def check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise BimbaError(f"There is no default for {', '.join(missing)}; give {'=... '.join(missing)}=...")
-    if cfg.resume is not None and not Path(cfg.resume).is_file():
-        raise BimbaError(f"resume={cfg.resume} is no file; expected the resume/last.ckpt of an earlier run.")
     if cfg.trainer.max_steps == -1 and cfg.trainer.max_epochs == -1:
         raise BimbaError("trainer.max_steps and trainer.max_epochs are both -1, so the run would never end; set one.")
     sharded = not isinstance(cfg.trainer.strategy, str)  # only trainer=fsdp has keys of its own there
@@ -192,6 +207,23 @@ def message_of(error: Exception) -> str:
     return f"Error: {error} (show_traceback=true shows where it comes from)"
 
 
+def status_of_stopped(error: Exception) -> int | None:
+    """What to exit with if a signal ended the run: 128 + its number, as shells have it; None for any other error.
+
+    Only the first process says so: Lightning would kill it if another one seemed to have failed.
+    """
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from bimba.training.signals import Stopped
+
+    if not isinstance(error, Stopped):
+        return None
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return 0
+    print(error)
+    return 128 + error.signum
+
+
 def is_for_the_user(error: Exception) -> bool:
     """Whether an error comes from what was asked for, and not from a mistake in this code."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -204,6 +236,8 @@ def main(cfg: DictConfig) -> None:
     try:
         trainer = fit(cfg)
     except Exception as error:
+        if (status := status_of_stopped(error)) is not None:
+            raise SystemExit(status) from None
         if cfg.show_traceback or not is_for_the_user(error):
             raise
         raise SystemExit(message_of(error)) from None

@@ -19,6 +19,7 @@ from bimba.data.mixture import Mixture, read_mixture
 from bimba.data.order import by_length, by_modality_and_length
 from bimba.data.recipe import recipe_named
 from bimba.data.sampler import BudgetBatches, EpochSampler
+from bimba.data.workers import outlive_signals, own_chance
 from bimba.types import Batch, BimbaError, ShortVideos
 
 _VALIDATION_SEED = 0  # which samples are held out must not depend on the seed of a run, or runs could not be compared
@@ -176,9 +177,8 @@ class VideoQADataModule(L.LightningDataModule):
         return self.trainer.global_rank if self.trainer is not None else 0
 
     def _done(self) -> int:
-        """Samples of all ranks that the steps of an interrupted epoch have used."""
-        per_epoch = len(self.train_set) - len(self.train_set) % self.global_batch_size
-        return self._batches_done() * self.batch_size % per_epoch
+        """Samples of all ranks that the run's steps have used."""
+        return self._batches_done() * self.batch_size
 
     def _batches_done(self) -> int:
         """Batches of all ranks that the run's steps have used."""
@@ -196,10 +196,7 @@ class VideoQADataModule(L.LightningDataModule):
         return np.array(_ORDERS[self.sample_order](lengths.tolist(), self.batch_size, num_batches, generator))
 
     def _budget_batches(self, budget: int) -> BudgetBatches:
-        def done() -> int:
-            return self._batches_done() % batches.sampler.num_used
-
-        batches = BudgetBatches(
+        return BudgetBatches(
             self.dataset.estimated_tokens()[self._train_indices],
             self.dataset.modalities[self._train_indices],
             budget,
@@ -208,15 +205,16 @@ class VideoQADataModule(L.LightningDataModule):
             seed=self.seed,
             rank=self._rank,
             world_size=self._world_size,
-            done=done,
+            done=self._batches_done,
         )
-        return batches
 
     def _loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Batch]:
         return DataLoader(
             samples,
             num_workers=self.num_workers,
             collate_fn=self._collate,
+            worker_init_fn=outlive_signals,
+            generator=own_chance(self.seed),
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             **batches,

@@ -19,6 +19,7 @@ from bimba.data.prompt import LETTERS, with_medium
 from bimba.data.recipe import DEFAULT
 from bimba.data.tokenize import tokenize_conversation
 from bimba.data.transform import frames_to_pixels
+from bimba.data.workers import outlive_signals, own_chance
 from bimba.types import Batch, BimbaError
 
 
@@ -141,7 +142,14 @@ class RenderedNeedlesDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         sampler = _Remaining(len(self.batches), lambda: self.trainer.global_step if self.trainer is not None else 0)
-        return DataLoader(self.batches, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            worker_init_fn=outlive_signals,
+            generator=own_chance(self.batches.seed),
+        )
 
 
 class _Remaining(Sampler[int]):

@@ -25,8 +25,9 @@ class EpochSampler(Sampler[int]):
         num_samples: size of the data set.
         multiple_of: the epoch is cut to a multiple of this; what is cut off changes with each shuffle.
         batch_size: how many samples in a row go to the same rank.
-        done: how many samples of all ranks a resumed run has already trained on in its first epoch. Asked for when
-            that epoch begins: Lightning makes its loaders before it restores its counters.
+        done: how many samples of all ranks, in all epochs, a resumed run has already trained on. Asked for when the
+            first epoch begins: Lightning makes its loaders before it restores its counters, and a loader with workers
+            begins before Lightning has said which epoch it is.
         order: a shuffle other than the plain one: a source of chance to the indices in order.
     """
 
@@ -66,9 +67,11 @@ class EpochSampler(Sampler[int]):
         return order[: self.num_used]
 
     def __iter__(self) -> Iterator[int]:
-        order = self.global_order()
         done, self._done = self._done, None  # only the epoch that a run begins with can be half done
-        order = order[done() if done is not None else 0 :]
+        total = done() if done is not None else 0
+        if total:
+            self.epoch = total // self.num_used
+        order = self.global_order()[total % self.num_used :]
         turn = np.arange(len(order)) // self.batch_size % self.world_size
         return map(int, order[turn == self.rank])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bimba.checkpoint import check_destination, save_pretrained
 from bimba.training.ema import averaged
 from bimba.training.export import save_sharded
 from bimba.training.parallel import ShardedStrategy
+from bimba.training.signals import Stopped
 from bimba.types import BadSample, Batch, BimbaError
 
 log = logging.getLogger(__name__)
@@ -46,8 +48,22 @@ class BadVideoGuard(L.Callback):
         self.bad = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self.seen == 0:  # not resumed: a list in this folder is an earlier run's
-            self.path.unlink(missing_ok=True)
+        if not trainer.is_global_zero or not self.path.is_file():
+            return
+        if trainer.global_step == 0:  # an earlier run's
+            self.path.unlink()
+        else:
+            self._keep_steps_before(trainer.global_step)
+
+    def _keep_steps_before(self, step: int) -> None:
+        """Drops the samples of later steps from the list: they will be met again."""
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n") and json.loads(line)["step"] < step:  # else cut off when a run was killed
+                kept.append(line)
+        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        os.replace(unfinished, self.path)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: Any) -> None:
         self._count(trainer, batch)
@@ -95,8 +111,9 @@ class SaveCheckpoint(L.Callback):
 
     With the callback ``Ema``, its means are written in the place of the weights.
 
-    Written at the end, after every ``every_n_steps`` optimizer steps, and when the run is interrupted (Ctrl-C,
-    SIGTERM) or stopped by a ``BimbaError``, but not then with ``trainer=fsdp``, where all processes must take part.
+    Written at the end, after every ``every_n_steps`` optimizer steps, and when a signal ends the run, unless Slurm is
+    to go on with it. Also when it is interrupted at once or stopped by a ``BimbaError``, but not then with
+    ``trainer=fsdp``, where all processes must take part.
     After any other error the weights may be what is wrong: the last one written stays. The folder is complete or
     absent, never half written.
 
@@ -119,13 +136,21 @@ class SaveCheckpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._save_if_new(trainer, pl_module)
+            try:
+                self._save_if_new(trainer, pl_module)
+            except BimbaError as error:  # on a full disk, say; what was written before stays
+                log.error("%s Training goes on, and tries again after %d steps.", error, self.every_n_steps)
+                self._saved_at_step = -1  # not this one, should it be the last
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._saved_at_step or not self.folder.is_dir():  # not there: a run of no steps
             self._save(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Stopped):  # on all processes, after the same step
+            if not exception.requeued:
+                self._save_if_new(trainer, pl_module)
+            return
         if isinstance(trainer.strategy, ShardedStrategy):
             return  # the others may be anywhere, and all must take part
         if self._saved_at_step is not None and isinstance(exception, KeyboardInterrupt | SIGTERMException | BimbaError):

@@ -280,10 +280,12 @@ class BimbaModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
         checkpoint["base"] = self.base
         checkpoint["batches_per_step"] = self.trainer.accumulate_grad_batches
+        checkpoint["skipped_steps"] = [self._skipped, self._skipped_in_a_row]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         check_names(set(checkpoint["state_dict"]), trained, set(self.state_dict()))
         warn_of_another_base(checkpoint.get("base", self.base), self.base)
+        self._skipped, self._skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
         now = self.trainer.accumulate_grad_batches
         count_batches_anew(checkpoint["loops"], checkpoint.get("batches_per_step", now), now)

@@ -24,8 +24,7 @@ COMMON = (
     "data.batch_size=2",  # so one process accumulates four batches, each of two processes two
     "data.num_workers=0",
     "data.val_samples=0",
-    f"callbacks.resume.every_n_train_steps={HALF}",
-    "callbacks.resume.save_top_k=-1",  # keeps the one of half the run too
+    f"callbacks.resume.every_n_steps={HALF}",
 )
 SHARDED = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2")
 
@@ -36,8 +35,7 @@ def losses(run_dir):
 
 
 def half(run_dir):
-    (path,) = (run_dir / "resume").glob(f"*step={HALF}.ckpt")
-    return path
+    return run_dir / f"resume/step_{HALF:08d}.ckpt"
 
 
 def run(run_dir, *arguments):

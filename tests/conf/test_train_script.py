@@ -70,7 +70,7 @@ def test_a_run_leaves_metrics_config_and_checkpoint(finished):
     assert all(float(row["train/loss"]) > 0 for row in rows)
     assert json.loads((run_dir / "checkpoint/config.json").read_text())["model_type"] == "bimba"
     assert "max_steps: 2" in (run_dir / "config.yaml").read_text()
-    assert (run_dir / "resume/last.ckpt").is_file()
+    assert (run_dir / "resume/step_00000002.ckpt").is_file()
     assert {path.name for path in folder.iterdir()} == {"outputs", "needle", "tokenizer"}
 
 
@@ -143,7 +143,7 @@ def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
         (["+trainer.extra=1"], "Nobody reads trainer.extra; remove it"),
         (["+data.extra=1"], "Nobody reads data.extra; remove it"),
         (["data.short_videos=skip"], "short_videos is 'skip'; expected one of error, repeat"),
-        (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is no file"),
+        (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is no file and no folder; expected auto"),
         (["experiment=bimba_7b"], "give data.annotations=... data.video_folder=..."),
         (["model.dtype=bfloat16"], "Expected trainer.precision=bf16-mixed"),
         (["trainer.precision=bf16-true"], "Expected trainer.precision=bf16-mixed"),

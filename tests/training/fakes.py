@@ -21,6 +21,7 @@ from bimba.data.collate import collate
 from bimba.data.tokenize import tokenize_conversation
 from bimba.training import BimbaModule, ModelSettings, build_model, set_trainable
 from bimba.training.callbacks import BadVideoGuard, SaveCheckpoint
+from bimba.training.checkpointing import WholeFiles
 from bimba.training.loggers import CsvLogger
 from bimba.training.optim import OptimizerSettings
 from bimba.types import BadSample
@@ -170,9 +171,10 @@ def tiny_trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks),
-        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),
+        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
         callbacks=list(callbacks),
         logger=CsvLogger(run_dir, resume),
+        plugins=[WholeFiles()],
         **kwargs,
     )
 

@@ -89,6 +89,27 @@ def test_every_n_steps_and_the_end_without_saving_twice(tmp_path, monkeypatch):
     assert len(steps) == 5  # after 2 and 4
 
 
+def test_a_model_that_cannot_be_written_on_the_way_is_told_and_training_goes_on(tmp_path, monkeypatch, caplog):
+    tries = []
+
+    def full(*_):
+        tries.append(None)
+        if len(tries) == 1:
+            raise BimbaError("the disk is full.")
+
+    monkeypatch.setattr("bimba.training.callbacks.save_pretrained", full)
+    (tmp_path / "checkpoint").mkdir()
+    fit(tmp_path, [SaveCheckpoint(tmp_path, every_n_steps=2)], max_steps=4)
+    assert len(tries) == 2
+    assert "the disk is full. Training goes on, and tries again after 2 steps." in caplog.text
+    tries.clear()
+    fit(tmp_path, [SaveCheckpoint(tmp_path, every_n_steps=2)], max_steps=2)
+    assert len(tries) == 2  # in vain, then at the end
+    tries.clear()
+    with pytest.raises(BimbaError, match="the disk is full"):
+        fit(tmp_path, [SaveCheckpoint(tmp_path)], max_steps=2)
+
+
 def test_a_run_of_no_steps_leaves_the_model_it_began_with(tmp_path):
     fit(tmp_path, [SaveCheckpoint(tmp_path)], max_steps=0)
     load_pretrained(tmp_path / "checkpoint")

@@ -1,5 +1,6 @@
 import csv
 import json
+import resource
 import sys
 import types
 
@@ -86,6 +87,33 @@ def test_a_resumed_run_goes_on_where_it_resumed(tmp_path):
     log_steps(again, [2], **{"val/loss": 2.0})
     expected = ["step,train/loss,val/loss", "0,1.0,", "1,1.0,", "2,0.5,", "2,,2.0"]
     assert (tmp_path / "metrics.csv").read_text().splitlines() == expected
+
+
+def test_a_row_that_was_cut_off_is_dropped(tmp_path):
+    log_steps(CsvLogger(tmp_path), [0, 1], **{"a": 1.0, "z": 2.0})
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text() + "1.0")  # and not yet the step
+    log_steps(CsvLogger(tmp_path, resume="last.ckpt"), [2], **{"a": 3.0})
+    assert path.read_text().splitlines() == ["a,step,z", "1.0,0,2.0", "1.0,1,2.0", "3.0,2,"]
+
+
+@pytest.mark.parametrize("later", [{"a": 3.0}, {"b": 3.0}], ids=["a_row", "a_column"])
+def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path, caplog, later):
+    logger = CsvLogger(tmp_path)
+    log_steps(logger, [0], a=1.0)
+    before = (tmp_path / "metrics.csv").read_text()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 1, limits[1]))  # as far as a file may grow
+    try:
+        log_steps(logger, [1, 2], **later)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "metrics.csv").read_text() == before
+    assert caplog.text.count("cannot be written") == 1
+    log_steps(logger, [3], **later)
+    expected = [{"step": "0", "a": "1.0"}]
+    expected += [{"step": str(step), **{key: str(value) for key, value in later.items()}} for step in (1, 2, 3)]
+    assert rows(tmp_path) == expected
 
 
 def test_a_new_run_in_the_same_folder_starts_a_new_file(tmp_path):

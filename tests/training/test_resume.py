@@ -4,9 +4,9 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bimba.training.callbacks import BadVideoGuard
+from bimba.training.keep_state import KeepState
 from bimba.types import BimbaError
 from tests.training.fakes import LORA, FakeData, read_metrics, tiny_module, tiny_trainer
 
@@ -22,9 +22,7 @@ def run(run_dir: Path, max_steps: int, resume: Path | None = None, stop_after: i
             if trainer.global_step == stop_after:
                 raise PowerCut
 
-    save = ModelCheckpoint(
-        run_dir / "resume", save_last=True, save_top_k=0, every_n_train_steps=2, enable_version_counter=False
-    )
+    save = KeepState(run_dir, every_n_steps=2)
     torch.manual_seed(0)
     module = tiny_module(**{"lr": 1e-2, **kwargs})
     trainer = tiny_trainer(run_dir, max_steps, [save, BadVideoGuard(run_dir), Crash()], resume)
@@ -37,7 +35,7 @@ def run(run_dir: Path, max_steps: int, resume: Path | None = None, stop_after: i
 def test_two_and_two_steps_are_four(tmp_path, matrix_lr):
     straight = run(tmp_path / "straight", 4, matrix_lr=matrix_lr)
     run(tmp_path / "broken", 4, stop_after=3, matrix_lr=matrix_lr)
-    resumed = run(tmp_path / "broken", 4, resume=tmp_path / "broken/resume/last.ckpt", matrix_lr=matrix_lr)
+    resumed = run(tmp_path / "broken", 4, resume=tmp_path / "broken/resume/step_00000002.ckpt", matrix_lr=matrix_lr)
     for (name, expected), (_, weight) in zip(straight.named_parameters(), resumed.named_parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
 
@@ -46,7 +44,7 @@ def test_metrics_of_a_resumed_run_go_on_in_the_same_file(tmp_path):
     run(tmp_path, 4, stop_after=4)  # with a checkpoint after two steps
     before = read_metrics(tmp_path)
     assert before["step"] == [0, 1, 1, 2]  # the second 1 is the validation at the end of the epoch
-    run(tmp_path, 4, resume=tmp_path / "resume/last.ckpt")
+    run(tmp_path, 4, resume=tmp_path / "resume/step_00000002.ckpt")
     after = read_metrics(tmp_path)
     assert after["step"] == [0, 1, 1, 2, 3, 3]
     assert after["train/loss"][:3] == before["train/loss"]
@@ -54,7 +52,7 @@ def test_metrics_of_a_resumed_run_go_on_in_the_same_file(tmp_path):
 
 def test_the_resume_file_holds_trained_weights_only(tmp_path):
     module = run(tmp_path, 2)
-    state = torch.load(tmp_path / "resume/last.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(tmp_path / "resume/step_00000002.ckpt", weights_only=True)["state_dict"]
     assert set(state) == {name for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -64,7 +62,7 @@ def test_resuming_another_setup_is_an_error_that_names_the_difference(tmp_path):
         run(
             tmp_path,
             4,
-            resume=tmp_path / "resume/last.ckpt",
+            resume=tmp_path / "resume/step_00000002.ckpt",
             model={"lora": {**LORA, "target_modules": ["k_proj", "o_proj"]}},
         )
 

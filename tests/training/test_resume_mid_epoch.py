@@ -1,4 +1,4 @@
-"""A run that stops within an epoch goes on with the samples it had not seen, not with the epoch's first."""
+"""A run that stops within an epoch goes on with the samples it had not seen, and with the same dropout masks."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bimba.data.datamodule import VideoQADataModule
 from bimba.data.needle_files import generate
+from bimba.training.callbacks import BadVideoGuard
+from bimba.training.keep_state import KeepState
 from tests.data.files import TINY_CLIP
-from tests.training.fakes import NUM_FRAMES, tiny_module, tiny_trainer
+from tests.training.fakes import LORA, NUM_FRAMES, read_metrics, tiny_module, tiny_trainer
 
-BATCHES_PER_EPOCH = 4
+STEPS, STEPS_PER_EPOCH, SAMPLES_PER_STEP = 10, 4, 2
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("needle")
-    generate(folder, "train", 2 * BATCHES_PER_EPOCH, TINY_CLIP, workers=1)
+    generate(folder, "train", SAMPLES_PER_STEP * STEPS_PER_EPOCH, TINY_CLIP, workers=1)
+    bad = sorted((folder / "train/videos").iterdir())[3]
+    bad.write_bytes(bad.read_bytes()[:500])
     return folder
 
 
@@ -30,44 +33,62 @@ class PowerCut(Exception):
 
 
 class Crash(L.Callback):
+    """In the middle of the step after ``after`` steps."""
+
     def __init__(self, after: int | None):
         self.after = after
 
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.after:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.after and (batch_idx + 1) % SAMPLES_PER_STEP:
             raise PowerCut
 
 
 def run(root: Path, run_dir: Path, crash_after: int | None = None, resume: Path | None = None, num_workers: int = 0):
-    save = ModelCheckpoint(
-        run_dir / "resume", save_last=True, save_top_k=0, every_n_train_steps=3, enable_version_counter=False
-    )
     torch.manual_seed(0)
-    module = tiny_module(lr=1e-2)
+    module = tiny_module(lr=1e-2, model={"lora": {**LORA, "dropout": 0.3}})
     data = VideoQADataModule(
         annotations=str(root / "train" / "annotations.json"),
         video_folder=str(root / "train"),
         processor=module.processor,
         num_frames=NUM_FRAMES,
         max_length=600,
-        global_batch_size=2,
-        batch_size=2,
+        global_batch_size=SAMPLES_PER_STEP,
+        batch_size=1,
         num_workers=num_workers,
         seed=5,
     )
-    trainer = tiny_trainer(run_dir, 6, [save, Crash(crash_after)], resume)
+    callbacks = [KeepState(run_dir, every_n_steps=2), BadVideoGuard(run_dir, max_bad_share=1.0), Crash(crash_after)]
+    trainer = tiny_trainer(run_dir, STEPS, callbacks, resume, accumulate_grad_batches=SAMPLES_PER_STEP)
     with contextlib.suppress(PowerCut):
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return module, trainer
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_three_and_three_steps_over_epochs_of_four_are_six(root, tmp_path, num_workers):
-    straight, _ = run(root, tmp_path / "straight")
-    run(root, tmp_path / "broken", crash_after=4)  # the last checkpoint is that of step 3
+@pytest.fixture(scope="module")
+def straight(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    module, _ = run(root, folder, num_workers=1)
+    bad_videos = (folder / "bad_videos.jsonl").read_text()
+    assert len(bad_videos.splitlines()) >= STEPS // STEPS_PER_EPOCH
+    return module, read_metrics(folder)["train/loss"], bad_videos
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("crash_after", "resumed_at"),
+    [(3, 2), (5, 4), (7, 6)],
+    ids=["in_the_first_epoch", "between_two", "in_the_second"],
+)
+def test_a_crashed_and_resumed_run_is_an_uninterrupted_one(
+    root, tmp_path, straight, num_workers, crash_after, resumed_at
+):
+    run(root, tmp_path, crash_after=crash_after, num_workers=1)
     resumed, trainer = run(
-        root, tmp_path / "broken", resume=tmp_path / "broken/resume/last.ckpt", num_workers=num_workers
+        root, tmp_path, resume=tmp_path / f"resume/step_{resumed_at:08d}.ckpt", num_workers=num_workers
     )
-    assert trainer.global_step == 6
-    for (name, expected), (_, weight) in zip(straight.named_parameters(), resumed.named_parameters(), strict=True):
-        torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
+    assert trainer.global_step == STEPS
+    expected, losses, bad_videos = straight
+    assert read_metrics(tmp_path)["train/loss"] == losses
+    assert (tmp_path / "bad_videos.jsonl").read_text() == bad_videos
+    for (name, weight), (_, other) in zip(expected.named_parameters(), resumed.named_parameters(), strict=True):
+        torch.testing.assert_close(other, weight, rtol=0, atol=0, msg=name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,28 +17,79 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from bimba.training.loggers.base import Dashboard, Example
 
+log = logging.getLogger(__name__)
+
 
 class _Writer(ExperimentWriter):
     """Lightning's writer, except that ``CsvLogger`` decides what becomes of an earlier file."""
+
+    _has_failed = False
 
     def _check_log_dir_exists(self) -> None:
         pass
 
     def keep_steps_before(self, step: int) -> None:
-        """Takes over the rows of earlier steps, and drops the others."""
+        """Takes over the rows of earlier steps, and drops the others, and one that was cut off in the middle."""
         path = Path(self.metrics_file_path)
         if not path.is_file():
             return
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if int(row["step"]) < step]
+            rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < step]
             self.metrics_keys = list(reader.fieldnames or []) if rows else []
-        path.unlink()
         if rows:
-            with path.open("w", newline="") as file:
+            self._replace(rows, self.metrics_keys)
+        else:
+            path.unlink()
+
+    def save(self) -> None:
+        """Writes what was logged. What cannot be written, on a full disk say, is kept for the next time."""
+        if not self.metrics:
+            return
+        try:
+            self._append()
+        except OSError as error:
+            if not self._has_failed:
+                log.warning("%s cannot be written (%s); its rows are kept in memory.", self.metrics_file_path, error)
+            self._has_failed = True
+        else:
+            self.metrics, self._has_failed = [], False
+
+    def _append(self) -> None:
+        path = Path(self.metrics_file_path)
+        keys_before = list(self.metrics_keys)
+        if self._record_new_keys() and path.is_file():
+            try:
+                self._rewrite_with_new_header(self.metrics_keys)
+            except OSError:
+                self.metrics_keys = keys_before
+                raise
+        size = path.stat().st_size if path.is_file() else 0
+        try:
+            with path.open("a", newline="") as file:
                 writer = csv.DictWriter(file, self.metrics_keys)
-                writer.writeheader()
-                writer.writerows(rows)
+                if not size:
+                    writer.writeheader()
+                writer.writerows(self.metrics)
+        except OSError:
+            if path.is_file():
+                os.truncate(path, size)
+            raise
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with Path(self.metrics_file_path).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        self._replace(rows, fieldnames)
+
+    def _replace(self, rows: list[dict[str, str]], keys: list[str]) -> None:
+        """The whole file anew; a run that is killed meanwhile still has the old one."""
+        path = Path(self.metrics_file_path)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, keys)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(unfinished, path)
 
 
 class CsvLogger(Dashboard, CSVLogger):
