@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from bimba.data.isolated import read_frames
 from bimba.data.sampling import uniform_indices
 from bimba.data.video import check_short_videos
+from bimba.data.video.files import looking_at
 from bimba.types import Frames, ImageReadError, ShortVideoError, ShortVideos, VideoDecodeError
 
 FRAME_FOLDER_FPS = 2.0  # of folders of frames, as in LLaVA's training
@@ -34,14 +35,17 @@ def read_video(
     Raises:
         VideoDecodeError: neither can be read.
     """
-    if path.is_dir():
+    with looking_at(path, VideoDecodeError):
+        is_folder = path.is_dir()
+    if is_folder:
         return _read_folder(path, num_frames, short_videos, folder_fps)
     return read_frames(path, num_frames, short_videos=short_videos)
 
 
 def _read_folder(folder: Path, num_frames: int, short_videos: ShortVideos, fps: float) -> Frames:
     check_short_videos(short_videos)
-    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in _FRAME_SUFFIXES), key=_as_counted)
+    with looking_at(folder, VideoDecodeError):
+        files = sorted((f for f in folder.iterdir() if f.suffix.lower() in _FRAME_SUFFIXES), key=_as_counted)
     if not files:
         suffixes = ", ".join(sorted(_FRAME_SUFFIXES))
         raise VideoDecodeError(f"{folder}: a folder without frames. Expected images ({suffixes}), or a video file.")
@@ -97,9 +101,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "there is no such file"
-        raise ImageReadError(f"{path}: {what}. Expected an image; images are read from local files only.")
+    with looking_at(path, ImageReadError):
+        if not path.is_file():
+            what = "a folder" if path.is_dir() else "there is no such file"
+            raise ImageReadError(f"{path}: {what}. Expected an image; images are read from local files only.")
     try:
         with _strict(), Image.open(path) as image:
             yield image

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from bimba.data.media import read_image, read_video
+from bimba.data.media import image_size, read_image, read_video
 from bimba.types import ImageReadError, ShortVideoError, VideoDecodeError
 from tests.data.files import frame_numbers, numbered_frames
 
@@ -74,3 +78,22 @@ def test_images_that_are_none(tmp_path, monkeypatch, lenient):
             read_image(tmp_path / name)
         assert str(caught.value).startswith(str(tmp_path / name))
     assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
+
+
+def test_paths_that_the_system_does_not_look_at(tmp_path):
+    path = tmp_path / ("a" * 300)
+    with pytest.raises(VideoDecodeError, match=r"aaa: cannot be read \(File name too long\)"):
+        read_video(path, 4)
+    for read in (read_image, image_size):
+        with pytest.raises(ImageReadError, match=r"aaa: cannot be read \(File name too long\)"):
+            read(path)
+
+
+@pytest.mark.parametrize("call", ["stat", "iterdir"])
+def test_folders_out_of_reach(frames, monkeypatch, call):
+    def refused(self, **options):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, call, refused)
+    with pytest.raises(VideoDecodeError, match=r"frames: cannot be read \(Permission denied\)"):
+        read_video(frames, 4)
