@@ -40,8 +40,8 @@ def read_frames(
             BIMBA_DECODE_DEADLINE_S says, or 300.
 
     Raises:
-        VideoDecodeError: also where the decoder crashed or took too long.
-        BimbaError: as there, or a deadline that is no number of seconds.
+        VideoDecodeError: also where the decoder crashed, took too long, or raised what it should not.
+        BimbaError: as there, a deadline that is no number of seconds, or no process could be started.
     """
     if os.environ.get(ISOLATE, "1") == "0":
         return read_frames_here(path, num_frames, start_s, end_s, short_videos, backend)
@@ -88,8 +88,8 @@ def call(
         anew: in a new one. A video whose process dies is tried in a new one before it is to blame.
 
     Raises:
-        VideoDecodeError: the process died, or took too long.
-        Exception: what the function raises.
+        VideoDecodeError: the process died, took too long, or the function raised anything but a BimbaError.
+        BimbaError: what the function raises; or no process could be started.
     """
     process = _start() if anew else _take()
     try:
@@ -105,8 +105,10 @@ def call(
         process.end()
         raise
     _give_back(process)
-    if isinstance(reply, BaseException):
+    if isinstance(reply, BimbaError):
         raise reply
+    if isinstance(reply, str):
+        raise VideoDecodeError(f"{what}: the decoder failed ({reply}). Re-encode the file, or leave it out.")
     frames, notes = reply
     object.__setattr__(frames, "pixels", pixels)  # frozen for readers; they came apart on the way
     return frames, notes
@@ -141,7 +143,13 @@ def _take() -> DecoderProcess:
 
 
 def _start() -> DecoderProcess:
-    process = DecoderProcess()
+    try:
+        process = DecoderProcess()
+    except OSError as error:
+        raise BimbaError(
+            f"No decoding process could be started: {error.strerror or error}. Raise the limit (ulimit -n, ulimit -u), "
+            f"read fewer videos at a time, or decode in this process ({ISOLATE}=0)."
+        ) from error
     with _lock:
         _all.add(process)
     return process

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from bimba.types import BimbaError
+
 # What schedulers and terminals send to all of a job's processes. The one that started this one decides what it means;
 # were this one to die of it, a video would count as bad that is not.
 _NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -38,8 +40,10 @@ def serve(connection: Connection) -> None:
             pixels = frames.pixels
             object.__setattr__(frames, "pixels", None)  # they go another way
             reply: Any = (frames, notes)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is raised where the question came from
+        except BimbaError as error:  # raised where the question came from
             reply = error
+        except Exception as error:  # noqa: BLE001  # in words: not every exception survives the way
+            reply = f"{type(error).__name__}: {error}"
         if pixels is None:
             connection.send((reply, None))
             continue

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
@@ -32,21 +33,28 @@ class DecoderProcess:
     """A decoding process and the two channels to it: a socket, and a pipe at whose end it ends."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._lifeline: int | None
-        lifeline, self._lifeline = os.pipe()
+        """Starts it.
+
+        Raises:
+            OSError: the system has no process or no file descriptor left for it. Nothing stays open.
+        """
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-        try:
+        with ExitStack() as kept, ExitStack() as given:
+            ours, theirs = socket.socketpair()
+            kept.callback(ours.close)
+            given.callback(theirs.close)
+            lifeline, our_lifeline = os.pipe()
+            kept.callback(os.close, our_lifeline)
+            given.callback(os.close, lifeline)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bimba.data.isolated_child", str(theirs.fileno()), str(lifeline)],
                 pass_fds=(theirs.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # nothing from the folder we are in
             )
-        finally:
-            theirs.close()
-            os.close(lifeline)
+            kept.pop_all()
+        self._lifeline: int | None = our_lifeline
         self._connection = Connection(ours.detach())
         self._is_used = False
         self._memory: mmap.mmap | None = None  # that of the last video's pixels

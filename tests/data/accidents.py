@@ -13,6 +13,13 @@ from bimba.data import isolated
 from bimba.data.video import decode
 
 
+class Odd(Exception):
+    """One that does not survive being pickled."""
+
+    def __init__(self, one: int, two: int):
+        super().__init__(f"{one} and {two}")
+
+
 def decode_or_worse(path: str, *arguments: Any) -> Any:
     """What the file's name says, or its frames."""
     match Path(path).stem.partition("_")[0]:
@@ -24,6 +31,8 @@ def decode_or_worse(path: str, *arguments: Any) -> Any:
             os._exit(3)
         case "full":
             raise MemoryError("full")
+        case "odd":
+            raise Odd(1, 2)
     return decode(path, *arguments)
 
 

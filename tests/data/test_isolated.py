@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -124,9 +125,29 @@ def test_what_befalls_the_decoder_is_the_videos_error(name, words, video, accide
     assert frame_numbers(read_frames(video, 2, deadline_s=60).pixels) == [0, 95]
 
 
-def test_an_error_that_is_not_the_videos_is_raised_as_it_is(accidents):
-    with pytest.raises(MemoryError, match="full"):
-        read_frames("full.mp4", 2)
+@pytest.mark.parametrize(("name", "words"), [("full", "MemoryError: full"), ("odd", "Odd: 1 and 2")])
+def test_whatever_the_decoder_raises_is_the_videos_error(name, words, video, accidents):
+    with pytest.raises(VideoDecodeError, match=rf"^{name}\.mp4: the decoder failed \({words}\)"):
+        read_frames(f"{name}.mp4", 2)
+    (process,) = isolated._free  # still there
+    assert frame_numbers(read_frames(video, 2).pixels) == [0, 95]
+    assert isolated._free == [process]
+
+
+@pytest.mark.parametrize("fails", ["os.pipe", "subprocess.Popen"])
+def test_a_process_that_cannot_be_started(fails, video, monkeypatch):
+    def refused(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    _end_all()
+    opened = len(os.listdir("/dev/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(fails, refused)
+        with pytest.raises(BimbaError, match=r"could be started: Too many open files.*BIMBA_ISOLATE_DECODING=0") as it:
+            read_frames(video, 2)
+    assert not isinstance(it.value, VideoDecodeError)  # the video is not to blame
+    assert len(os.listdir("/dev/fd")) == opened
+    assert frame_numbers(read_frames(video, 2).pixels) == [0, 95]
 
 
 def test_a_process_that_died_while_it_waited_is_replaced(video):
