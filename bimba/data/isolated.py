@@ -169,4 +169,11 @@ def _forget() -> None:
     _free.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+def _keep_memory() -> None:
+    """Pixels that nobody has here any more may be a forked child's, in the same memory."""
+    with _lock:
+        for process in _all:
+            process.keep_memory()
+
+
+os.register_at_fork(after_in_child=_forget, after_in_parent=_keep_memory)

@@ -6,11 +6,12 @@ import mmap
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 _LOOK_S = 0.5  # how often to see whether a process is alive whose end of the socket others may have inherited
+_END_S = 5.0  # how long a killed process may take to be gone
 
 
 class LostError(Exception):
@@ -72,6 +74,8 @@ class DecoderProcess:
             self._wait(deadline_s)
             reply, shape = self._connection.recv()
             pixels = None if shape is None else self._map(recv_handle(self._connection), shape)
+        except BlockingIOError as error:
+            raise LostError(f"took longer than {deadline_s:g} s") from error
         except (EOFError, OSError) as error:
             raise LostError(self._death(), may_be_anothers=self._is_used) from error
         self._is_used = True
@@ -104,9 +108,19 @@ class DecoderProcess:
             if left_s <= 0:
                 raise LostError(f"took longer than {deadline_s:g} s")
             if self._connection.poll(min(left_s, _LOOK_S)):
-                return
+                return self._limit_reading(end - time.monotonic() if deadline_s else 0.0)
             if self._process.poll() is not None:
                 raise EOFError
+
+    def _limit_reading(self, left_s: float) -> None:
+        """From now on, reading raises a BlockingIOError where nothing comes for so long; 0: it waits.
+
+        An answer that has begun comes at once, unless the process hangs or is stopped in the middle of it.
+        """
+        limit_s = max(left_s, _LOOK_S) if left_s else 0.0
+        limit = struct.pack("@ll", int(limit_s), int(limit_s % 1 * 1e6))  # a timeval
+        with socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def _death(self) -> str:
         try:
@@ -119,13 +133,18 @@ class DecoderProcess:
         memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
         return f"died of signal {-code} ({names.get(-code, 'of no name')}{memory})"
 
+    def keep_memory(self) -> None:
+        """Leaves the last video's pixels where they are, whoever has them here: a forked process may have them, too."""
+        self._memory = None
+
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def end(self) -> None:
-        """Kills it and forgets it; no zombie is left."""
+        """Kills it and forgets it; no zombie is left, unless it waits for a disk or a server that does not answer."""
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # nothing ends it then; it is gone when its read returns
+            self._process.wait(_END_S)
         self.let_go()
 
     def let_go(self) -> None:

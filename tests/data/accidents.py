@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,6 +28,9 @@ def decode_or_worse(path: str, *arguments: Any) -> Any:
         case "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hang":
+            time.sleep(600)
+        case "stall":
+            os.write(int(sys.argv[1]), struct.pack("!i", 100))  # the length of an answer, and no answer
             time.sleep(600)
         case "exit":
             os._exit(3)

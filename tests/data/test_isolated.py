@@ -111,6 +111,7 @@ def test_errors_are_those_of_decoding_here(video, make_video, tmp_path):
     [
         ("crash", r"crash\.mp4: the decoder died of signal 11 \(SIGSEGV\)"),
         ("hang", r"hang\.mp4: the decoder took longer than 0\.5 s"),
+        ("stall", r"stall\.mp4: the decoder took longer than 0\.5 s"),
         ("exit", r"exit\.mp4: the decoder ended with exit code 3"),
     ],
 )
@@ -118,7 +119,7 @@ def test_what_befalls_the_decoder_is_the_videos_error(name, words, video, accide
     read_frames(video, 2, deadline_s=60)
     (process,) = isolated._free
     with pytest.raises(VideoDecodeError, match=words):
-        read_frames(video.with_name(f"{name}.mp4"), 2, deadline_s=0.5 if name == "hang" else 60)
+        read_frames(video.with_name(f"{name}.mp4"), 2, deadline_s=0.5 if name in ("hang", "stall") else 60)
     assert isolated._free == []
     with pytest.raises(ChildProcessError):  # no zombie
         os.waitpid(process._process.pid, os.WNOHANG)
@@ -241,6 +242,40 @@ def test_a_training_run_goes_on(tmp_path, processor, accidents, monkeypatch):
     assert "died of signal 11" in samples[1].error
     assert "took longer than 10 s" in samples[3].error
     assert "not a media file" in samples[5].error
+
+
+def test_pixels_that_a_forked_process_has_are_not_written_over(video, make_video):
+    frames = read_frames(make_video(40, "other.mp4"), 40)
+    expected = frame_numbers(frames.pixels)
+    (ready, said), (done, say) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(said)  # of which the end is what it waits for
+        os.read(ready, 1)
+        os.write(say, b"1" if frame_numbers(frames.pixels) == expected else b"0")
+        os._exit(0)
+    os.close(ready)
+    os.close(say)
+    del frames  # here, nobody has them any more
+    numbers = frame_numbers(read_frames(video, 40).pixels)
+    os.close(said)
+    assert os.read(done, 1) == b"1"
+    os.close(done)
+    assert os.waitpid(child, 0)[1] == 0
+    assert numbers != expected  # so they would have been others
+
+
+def test_a_process_that_cannot_be_ended_is_abandoned(video, monkeypatch):
+    def busy(timeout=None):
+        assert timeout is not None
+        raise subprocess.TimeoutExpired("decoder", timeout)
+
+    read_frames(video, 2)
+    process = isolated._free.pop()
+    with monkeypatch.context() as patched:
+        patched.setattr(process._process, "wait", busy)
+        process.end()
+    process._process.wait(60)  # it was killed
 
 
 def test_it_can_be_switched_off(video, monkeypatch):
