@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,27 @@ def test_as_torch_makes_it(shape, dtype):
     assert (x.shape, x.stride(), x.dtype, x.device) == (expected.shape, expected.stride(), dtype, expected.device)
     assert x.untyped_storage().nbytes() == expected.untyped_storage().nbytes()
     assert torch.equal(x.fill_(3), torch.full(shape, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("extra", [1, 2**18, 2**19 - 1])
+def test_little_more_than_a_page_takes_little_more_memory(extra):
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    before = resident()
+    kept = [memory.new(2**19 + extra).fill_(1) for _ in range(16)]  # 2 MiB and a part of the next
+    assert resident() - before < 1.3 * sum(x.nbytes for x in kept) + 2**21
+
+
+@pytest.mark.parametrize("count", [2**44, 2**62])
+def test_more_than_there_is_fails_as_in_torch(count):
+    with pytest.raises(RuntimeError) as expected:
+        torch.empty(count, dtype=torch.float32)
+    with pytest.raises(RuntimeError) as caught:
+        memory.new(count)
+    assert str(caught.value).splitlines()[0] == str(expected.value).splitlines()[0]
 
 
 def test_another_default_device_changes_nothing():
