@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,41 +135,71 @@ def open_index(mixture: Mixture, literal_tags: bool = False, folder: Path | None
         folder: where indices are kept; None: :func:`index_folder`.
 
     Raises:
-        BimbaError: the folder cannot be written to. Broken rows and files are ``Index.problems``.
+        BimbaError: the folder cannot be written to; an annotation file cannot be read, or changes while it is. Broken
+            rows and files are ``Index.problems``.
     """
     folder = index_folder() if folder is None else folder
-    settings = [_VERSION, literal_tags, [[source.path.suffix, str(source.take)] for source in mixture.sources]]
-    try:
+    about = [[source.path.suffix, str(source.take)] for source in mixture.sources]
+    stems = [source.path.stem for source in mixture.sources]  # they name the source of rows that do not say
+    settings = [_VERSION, literal_tags, about, stems]
+    stamp = folder / f"{_digest([settings, [_stamp(source.path) for source in mixture.sources]])}.stamp"
+    with _written_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        stamp = folder / f"{_digest([settings, list(map(_stamp, mixture.sources))])}.stamp"
-        if stamp.is_file() and (known := folder / stamp.read_text()).is_dir():
-            return Index(known)  # files of these sizes and times were read before
-        stems = [source.path.stem for source in mixture.sources]  # they name the source of rows that do not say
-        key = _digest([settings, stems, [_contents(source.path) for source in mixture.sources]])
-        with FileLock(folder / f"{key}.lock"):
-            if not (folder / key).is_dir():
-                log.info("Indexing %d annotation files of %s, once", len(mixture.sources), mixture.name)
-                _build(mixture, literal_tags, folder / key)
-            _write_atomically(stamp, key)
+        # Files of these sizes and times were read before?
+        if stamp.is_file() and (index := _opened(folder / stamp.read_text())) is not None:
+            return index
+    contents = [_contents(source.path) for source in mixture.sources]
+    key = _digest([settings, contents])
+    with _written_to(folder), FileLock(folder / f"{key}.lock"):
+        index = _opened(folder / key)
+        if index is None:
+            log.info("Indexing %d annotation files of %s, once", len(mixture.sources), mixture.name)
+            _build(mixture, literal_tags, contents, folder / key)
+            index = Index(folder / key)
+        _write_atomically(stamp, key)
+    return index
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise BimbaError(
             f"{folder}: the index of the annotations cannot be written there ({error.strerror or error}). Set "
             "BIMBA_INDEX_DIR to a folder with room."
         ) from error
-    return Index(folder / key)
 
 
-def _stamp(source: Source) -> list[Any]:
-    status = source.path.stat()
-    return [str(source.path.resolve()), status.st_size, status.st_mtime_ns]
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise BimbaError(f"{path}: cannot be read ({why}). Expected annotations; check its permissions.") from error
+
+
+def _opened(path: Path) -> Index | None:
+    """The index in a folder; None: there is none, or none that is whole, as after a power failure."""
+    if not path.is_dir():
+        return None
+    try:
+        return Index(path)
+    except (OSError, ValueError) as error:  # pa.ArrowInvalid and json's errors are ValueErrors
+        log.warning("%s is not an index that can be read (%s); it is built again", path, error)
+        return None
+
+
+def _stamp(path: Path) -> list[Any]:
+    with _reading(path):
+        status = path.stat()
+        return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def _contents(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    with _reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(content: Any) -> str:
@@ -178,10 +209,26 @@ def _digest(content: Any) -> str:
 def _write_atomically(path: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(file.name, path)
 
 
-def _build(mixture: Mixture, literal_tags: bool, destination: Path) -> None:
+def _to_disk(path: Path) -> None:
+    """Sees to it that a file, or what a folder lists, is there after a power failure."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _build(mixture: Mixture, literal_tags: bool, contents: list[str], destination: Path) -> None:
+    """Writes an index.
+
+    Args:
+        contents: of the annotation files, as of :func:`_contents`: what they have to be still when all is read.
+    """
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
     partial.mkdir()
@@ -192,6 +239,12 @@ def _build(mixture: Mixture, literal_tags: bool, destination: Path) -> None:
                 for batch in builder.batches(position, source):
                     writer.write_batch(batch)
         (partial / "about.json").write_text(json.dumps(builder.about()))
+        for source, content in zip(mixture.sources, contents):
+            if _contents(source.path) != content:
+                raise BimbaError(f"{source.path}: changed while it was read. Start again when it is written.")
+        for path in (partial / "rows.arrow", partial / "about.json", partial):
+            _to_disk(path)
+        shutil.rmtree(destination, ignore_errors=True)  # one that is not whole
         os.replace(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -84,7 +84,9 @@ class Take:
         return np.arange(total - count, total) if self.strategy == "end" else np.arange(count)
 
     def __str__(self) -> str:
-        amount = f":{self.number}" if self.number is not None else f":{self.percent:g}%" if self.percent else ""
+        # All digits of a share: two that differ take different rows.
+        percent = "" if self.percent is None else f":{self.percent!r}".removesuffix(".0") + "%"
+        amount = percent if self.number is None else f":{self.number}"
         return f"{self.strategy}{amount}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -25,9 +26,9 @@ def built(monkeypatch) -> list[Path]:
     folders: list[Path] = []
     build = index_module._build
 
-    def noting(mixture, literal_tags, destination):
+    def noting(mixture, literal_tags, contents, destination):
         folders.append(destination)
-        build(mixture, literal_tags, destination)
+        build(mixture, literal_tags, contents, destination)
 
     monkeypatch.setattr(index_module, "_build", noting)
     return folders
@@ -125,6 +126,69 @@ def test_no_room_for_the_index(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BimbaError, match=r"file/index: the index .* cannot be written.*BIMBA_INDEX_DIR"):
         open_index(mixture_of(tmp_path, [text(1)]), folder=tmp_path / "file" / "index")
+
+
+@pytest.mark.parametrize(("name", "kept"), [("rows.arrow", 100), ("rows.arrow", 0), ("about.json", 5)])
+def test_half_an_index_is_built_again(tmp_path, built, name, kept):
+    mixture = mixture_of(tmp_path, [text(1), text(2)])
+    folder = open_index(mixture, folder=tmp_path / "index").folder
+    (folder / name).write_bytes((folder / name).read_bytes()[:kept])
+    assert [open_index(mixture, folder=tmp_path / "index").row(1) for _ in range(2)] == [text(2)] * 2
+    assert built == [folder] * 2
+
+
+def test_an_empty_stamp(tmp_path, built):
+    mixture = mixture_of(tmp_path, [text(1)])
+    open_index(mixture, folder=tmp_path / "index")
+    (stamp,) = (tmp_path / "index").glob("*.stamp")
+    stamp.write_text("")
+    assert len(open_index(mixture, folder=tmp_path / "index")) == 1
+    assert stamp.read_text()
+    assert len(built) == 1
+
+
+def test_names_of_one_file_are_sources_of_their_own(tmp_path):
+    first = mixture_of(tmp_path, [text(1)], "a.json")
+    (tmp_path / "b.json").symlink_to("a.json")
+    second = Mixture("b", (Source(tmp_path / "b.json"),))
+    for _ in range(2):
+        assert open_index(first, folder=tmp_path / "index").source(0) == "a"
+        assert open_index(second, folder=tmp_path / "index").source(0) == "b"
+
+
+@pytest.mark.parametrize("call", ["open", "stat"])
+def test_annotations_that_cannot_be_read(tmp_path, monkeypatch, call):
+    mixture = mixture_of(tmp_path, [text(1)])
+    path, real = mixture.sources[0].path, getattr(Path, call)
+
+    def refused(self, *arguments, **options):
+        if self == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, call, refused)
+    with pytest.raises(BimbaError, match=r"rows\.json: cannot be read \(Permission denied\)"):
+        open_index(mixture, folder=tmp_path / "index")
+
+
+def test_annotations_that_change_while_they_are_read(tmp_path, monkeypatch):
+    mixture = mixture_of(tmp_path, [text(1)])
+
+    def rewritten(row, literal_tags=False):
+        mixture_of(tmp_path, [text(2)])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index_module, "problem_of", rewritten)
+        with pytest.raises(BimbaError, match=r"rows\.json: changed while it was read"):
+            open_index(mixture, folder=tmp_path / "index")
+    assert open_index(mixture, folder=tmp_path / "index").row(0) == text(2)
+    assert open_index(mixture_of(tmp_path, [text(1)]), folder=tmp_path / "index").row(0) == text(1)
+
+
+def test_shares_that_differ_little(tmp_path):
+    takes = [Take.parse(f"first:{percent}%") for percent in ("33.33333", "33.333331")]
+    assert len(set(map(str, takes))) == 2
+    assert [Take.parse(str(take)) for take in takes] == takes
 
 
 def test_the_user_says_where(tmp_path, monkeypatch):
