@@ -117,7 +117,9 @@ def _add_data_check(commands: Any) -> argparse.ArgumentParser:
         epilog="example: bimba data check mixture.yaml --video-root LLaVA-Video-178K --all --html check.html",
     )
     check.add_argument(
-        "mixture", metavar="MIXTURE", help="a mixture (.yaml), annotations (.json, .jsonl), or conf/data's"
+        "mixture",
+        metavar="MIXTURE",
+        help="a mixture (.yaml), annotations (.json, .jsonl), or needle, conf/data/needle.yaml, ...",
     )
     check.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the configuration, for such a name")
     check.add_argument("--video-root", metavar="FOLDER", help="holds the videos, by data_source")

@@ -38,7 +38,8 @@ def find_data(
     """The data that is meant, and whose tokens are counted.
 
     Args:
-        mixture: a mixture's YAML file; a .json or .jsonl file; or a file of conf/data or its name, such as ``needle``.
+        mixture: a mixture's YAML file; a .json or .jsonl file; or a file of conf/data (``conf/data/needle.yaml``, from
+            any folder) or its name, such as ``needle``.
         overrides: keys of the configuration, for the last.
         checkpoint: whose tokenizer and sizes count; None: the configuration's, or ``bimba-tiny``.
         video_root, image_root, annotation_root: see ``mixture.read_mixture``; of one file what its paths start from.
@@ -81,6 +82,8 @@ def _option(path: Path) -> str | None:
             except yaml.YAMLError:
                 return None  # reading it as a mixture says what is wrong
             return file.stem if isinstance(content, dict) and "_target_" in content else None
+    if path.parts[:-1] == ("conf", "data"):  # as the repository has it, from any folder
+        return path.stem
     return path.name if not path.suffix and len(path.parts) == 1 else None
 
 
@@ -141,6 +144,10 @@ def check(
     """Opens the data, whatever is wrong with it, and looks at it."""
     from bimba.data.check import check_data
 
+    if data.prepare is not None:
+        say(
+            f"Writing first what is not there yet of {data.annotations} and its splits, as training does; can take minutes"
+        )
     data.prepare_data()
     return check_data(data.open_anyway(), sample, workers, tokenizer, say)
 

@@ -117,12 +117,15 @@ def test_data_of_the_configuration(tmp_path, capsys, monkeypatch):
     clips = ["data.prepare.num_clips={train: 3, test: 1}", "data.prepare.workers=1", "data.prepare.config.size=32",
              "data.prepare.config.needle_px=8", "data.prepare.config.needle_grid_px=8"]  # fmt: skip
     assert main(["data", "check", "needle", *clips]) == 0
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert told.startswith("Writing first what is not there yet of ")
     assert "3 rows (3 video)" in said
     assert "3 of 3 media decoded" in said
     assert "the limit is 8,192" in said
     conf = Path(__file__).parents[2] / "conf" / "data"
-    assert main(["data", "check", str(conf / "needle"), *clips]) == 0
+    monkeypatch.chdir(tmp_path)
+    for name in (str(conf / "needle"), "conf/data/needle", "conf/data/needle.yaml"):
+        assert main(["data", "check", name, *clips]) == 0
     needle = tmp_path / "data" / "needle" / "train"
     (needle / "videos" / "000001.mp4").unlink()
     keys = [f"data.annotations={needle / 'annotations.json'}", f"data.video_folder={needle}"]
