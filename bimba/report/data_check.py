@@ -145,9 +145,7 @@ def check(
     from bimba.data.check import check_data
 
     if data.prepare is not None:
-        say(
-            f"Writing first what is not there yet of {data.annotations} and its splits, as training does; can take minutes"
-        )
+        say(f"Writing first what is not there yet of {data.annotations} and its splits, which can take minutes")
     data.prepare_data()
     return check_data(data.open_anyway(), sample, workers, tokenizer, say)
 
