@@ -69,11 +69,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def wait_for_all() -> None:
-    """Each must call this."""
-    as_first_says(None)
-
-
 def first_does(work: Callable[[], T]) -> T | None:
     """What ``work`` returns on the first process; None on the others, which wait. Each must call this.
 
