@@ -178,6 +178,18 @@ def test_a_disk_full_at_the_end_is_one_line(evaluate, checkpoint, needle_root, t
     assert json.loads((tmp_path / "out/journal/journal-0.jsonl").read_text())["task"] == task
 
 
+def test_a_disk_that_a_task_found_full_is_one_line(evaluate, checkpoint, needle_root, monkeypatch):
+    """Tasks write their submissions while the harness runs."""
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+
+    def fail(**arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", fail)
+    with pytest.raises(SystemExit, match=r"error: Results cannot be written to \S+ \(No space left on device\)"):
+        evaluate(f"checkpoint={checkpoint}")
+
+
 def test_a_video_may_take_as_long_as_is_said(evaluate, checkpoint, needle_root, monkeypatch):
     monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
     monkeypatch.setenv("BIMBA_DECODE_DEADLINE_S", "300")  # undone after the test
