@@ -6,12 +6,12 @@ writes a report; and it finds the data of a benchmark by the files of ``conf/ben
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import logging
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
 
     from bimba.report.evaluation import Evaluation
@@ -32,10 +33,12 @@ log = logging.getLogger(__name__)
 
 KEYS = {
     "benchmark", "paths", "checkpoint", "base", "frames", "num_frames", "temporal_pooling", "short_videos", "limit",
-    "batch_size", "device", "dtype", "video_backend", "answers", "batch_questions", "logger", "output_dir",
+    "batch_size", "device", "dtype", "video_backend", "decode_deadline_s", "answers", "batch_questions", "logger",
+    "output_dir",
 }  # fmt: skip
 SOURCES = ("hf_home", "miniature")
 ANSWERS = ("generate", "choose")
+FOLDERS = ("HF_HOME", "BIMBA_VNBENCH_ROOT", "BIMBA_NEEDLE_ROOT")  # variables that conf/benchmark reads
 
 
 def check(config: DictConfig) -> None:
@@ -83,7 +86,7 @@ def benchmark_rows(config: DictConfig) -> list[DictConfig]:
     return rows
 
 
-def provide_data(config: DictConfig, folder: Path, is_first: bool) -> None:
+def provide_data(config: DictConfig, folder: Path) -> None:
     """Sets the variables that say where the data is; if it is to be a miniature, the first process writes it.
 
     Raises:
@@ -91,66 +94,18 @@ def provide_data(config: DictConfig, folder: Path, is_first: bool) -> None:
     """
     if config.benchmark.get("source") == "miniature":
         from lmms_eval_plugin.miniature import write_home
-        from lmms_eval_plugin.ranks import wait_for_all
+        from lmms_eval_plugin.ranks import first_does
 
         home = (folder / "miniature").absolute()
         os.environ.update(HF_HOME=str(home), BIMBA_VNBENCH_ROOT=str(home / "vnbench"), HF_HUB_OFFLINE="1")
-        if is_first:
-            write_home(home)
+        if first_does(lambda: write_home(home)):
             log.warning("These are miniatures of the benchmarks, written to %s; the scores mean nothing", home)
-        wait_for_all()
     else:
         from lmms_eval_plugin.prepare.preflight import check_data
 
         rows = benchmark_rows(config)
         os.environ.update({name: str(value) for row in rows for name, value in row.environment.items()})
         check_data(task for row in rows for task in row.tasks)
-
-
-def run_harness(model: Bimba, config: DictConfig, is_first: bool) -> dict[str, Any] | None:
-    """The harness's results, with every answer under ``samples``; None on all processes but the first.
-
-    Raises:
-        BimbaError: the harness stopped without results.
-    """
-    from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import TaskManager
-    from tenacity import RetryError
-
-    from lmms_eval_plugin.prepare.sources import hint
-
-    tasks = [task for row in benchmark_rows(config) for task in row.tasks]
-    # Reading the harness's own two thousand task files takes seconds: only if a task is not ours.
-    manager = TaskManager(include_defaults=False, model_name="bimba")
-    if not set(tasks) <= set(manager.all_tasks):
-        manager = TaskManager(model_name="bimba")
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        raise BimbaError(f"The harness has no task {', '.join(unknown)}; `lmms-eval --tasks list` prints all names.")
-    try:
-        results = simple_evaluate(
-            model=model,
-            model_args=f"pretrained={config.checkpoint}",
-            tasks=tasks,
-            batch_size=config.batch_size,
-            device=str(model.device),
-            limit=config.limit,
-            task_manager=manager,
-            bootstrap_iters=0,
-            distributed_executor_backend="torchrun",  # with several processes: the group of lmms_eval_plugin/ranks.py
-            # Tasks that write files ask these for the folder; the other one is what the command's own default is.
-            cli_args=argparse.Namespace(output_path=str(config.output_dir), process_with_media=False),
-        )
-    except SystemExit as stop:  # tasks of the harness leave so when a video is missing, some of them with code 0
-        raise BimbaError(f"The harness stopped before it had results: {stop.code}.") from stop
-    except FileNotFoundError as absent:  # subtitles, for example
-        raise BimbaError(f"The harness misses a file: {absent}.{hint(tasks)}") from absent
-    except RetryError as error:  # what the harness makes of every error about data, after five tries
-        why = error.last_attempt.exception()
-        raise BimbaError(f"The harness has no data ({type(why).__name__}: {why}).{hint(tasks)}") from error
-    if is_first and not (results and results.get("samples")):
-        raise BimbaError("The harness returned no answers: no task ran. Its log above says why.")
-    return results
 
 
 def examine_run(
@@ -188,18 +143,36 @@ def evaluate(config: DictConfig, changes: list[Change]) -> None:
     where a killed one was. Of several processes the first one writes, for all.
 
     Raises:
-        BimbaError: a task has no result. What the others found is written all the same.
+        BimbaError: a task has no result. What the others found is written all the same. Or another evaluation holds
+            the folder.
     """
+    from bimba.report.files import hold
     from lmms_eval_plugin import ranks
 
-    is_first = ranks.join(config.device) == 0
+    ranks.join(config.device)
     config.output_dir = ranks.as_first_says(str(config.output_dir))  # the clock in it may have gone on meanwhile
     folder = Path(config.output_dir)
-    provide_data(config, folder, is_first)  # before the first import that reads HF_HOME
+    with ExitStack() as held:
+        ranks.first_does(lambda: held.enter_context(hold(folder)))
+        provide_data(config, folder)  # before the first import that reads HF_HOME
+        from bimba.report.tracking import make_loggers
+
+        loggers = ranks.first_does(lambda: make_loggers(config.get("logger")))  # before hours of answers
+        evaluation = answer(config, changes, folder, loggers or [])
+    if evaluation is not None and evaluation.failed:
+        raise BimbaError(f"{', '.join(evaluation.failed)} failed; {folder / 'report.md'} says why.")
+
+
+def answer(config: DictConfig, changes: list[Change], folder: Path, loggers: list[Logger]) -> Evaluation | None:
+    """Loads the model, runs the harness, and writes what was found; None on all processes but the first."""
     from lmms_eval.utils import handle_non_serializable
 
+    from bimba.report.files import results_in
     from bimba.report.output import write_answers, write_evaluation
     from bimba.report.readings import answer_readings
+    from bimba.report.tracking import log_evaluation
+    from lmms_eval_plugin import ranks
+    from lmms_eval_plugin.harness import run_harness
     from lmms_eval_plugin.models.bimba import Bimba
 
     model = Bimba(
@@ -207,6 +180,7 @@ def evaluate(config: DictConfig, changes: list[Change]) -> None:
         device=config.device,
         dtype=config.dtype,
         video_backend=config.video_backend,
+        decode_deadline_s=config.decode_deadline_s,
         num_frames=config.num_frames,
         temporal_pooling=config.temporal_pooling,
         base=config.base,
@@ -215,28 +189,21 @@ def evaluate(config: DictConfig, changes: list[Change]) -> None:
         batch_size=config.batch_size,
         journal=str(folder / "journal"),
     )
-    results, seen = run_harness(model, config, is_first), ranks.gather(model)
+    tasks = [task for row in benchmark_rows(config) for task in row.tasks]
+    results = run_harness(model, tasks, config.checkpoint, folder, config.batch_size, config.limit)
+    seen = ranks.gather(model)
     if results is None or seen is None:
-        return
+        return None
     write_answers(folder, results, handle_non_serializable)
     evaluation = examine_run(config, changes, model, results, seen)
-    write_evaluation(
-        folder,
-        evaluation,
-        num_frames=model.num_frames,
-        temporal_pooling=model.temporal_pooling,
-        answers=config.answers,
-        readings=answer_readings(results),
-    )
-    if loggers := [hydra.utils.instantiate(node) for node in (config.get("logger") or {}).values()]:
-        from bimba.report.tracking import log_evaluation
-
+    more = {"temporal_pooling": model.temporal_pooling, "answers": config.answers}
+    write_evaluation(folder, evaluation, **more, readings=answer_readings(results))
+    with results_in(folder):
         log_evaluation(loggers, evaluation)
     for notice in evaluation.notices():
         log.warning(notice)
     log.info("The report is %s", folder / "report.html")
-    if evaluation.failed:
-        raise BimbaError(f"{', '.join(evaluation.failed)} failed; {folder / 'report.md'} says why.")
+    return evaluation
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
@@ -245,6 +212,9 @@ def main(config: DictConfig) -> None:
 
     try:
         check(config)
+        for name in FOLDERS:
+            if not os.environ.get(name):  # set to nothing is not set, and not the current folder
+                os.environ.pop(name, None)
         changes = changed_settings(config)
         OmegaConf.resolve(config)
         evaluate(config, changes)

@@ -24,6 +24,14 @@ class BimbaError(Exception):
     """An error whose message is meant for the user: what was received, what was expected, what to do."""
 
 
+def user_error(error: BaseException) -> BimbaError | None:
+    """The ``BimbaError`` that another error was raised from; None if there was none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, BimbaError):
+        cause = cause.__cause__
+    return cause
+
+
 class VideoDecodeError(BimbaError):
     """A video file that cannot be read. The message names the file."""
 

@@ -7,6 +7,7 @@ same rows and films into stand-ins of the hub's repositories.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bimba.data.prompt import LETTERS
+from bimba.report.files import write_bytes
+from bimba.types import BimbaError
 
 Ask = Callable[[int], tuple[str, Sequence[str]]]  # number of options -> question, options without letters
 
@@ -67,13 +70,23 @@ def replicas(ask: Ask = ask_nothing) -> list[Replica]:
     ]
 
 
-def write_home(home: Path) -> None:
-    """An HF_HOME in which the harness finds everything without a hub (``HF_HUB_OFFLINE=1``), and ``vnbench`` in it."""
-    for replica in replicas():
-        _write_cached(home / "datasets", replica)
-        for name, number in replica.films.items():
-            write_film(home / replica.videos / name, number)
-    write_vnbench(home / "vnbench")
+def write_home(home: Path) -> Path:
+    """Writes an HF_HOME in which the harness finds everything without a hub (``HF_HUB_OFFLINE=1``), and returns it.
+
+    VNBench is in its folder ``vnbench``. Films that are there stay.
+
+    Raises:
+        BimbaError: the folder cannot be written.
+    """
+    try:
+        for replica in replicas():
+            _write_cached(home / "datasets", replica)
+            for name, number in replica.films.items():
+                _provide_film(home / replica.videos / name, number)
+        write_vnbench(home / "vnbench")
+    except OSError as error:
+        raise BimbaError(f"The miniatures cannot be written to {home} ({error.strerror or error}).") from error
+    return home
 
 
 def write_vnbench(root: Path, ask: Ask = ask_nothing) -> None:
@@ -98,7 +111,7 @@ def write_vnbench(root: Path, ask: Ask = ask_nothing) -> None:
             }
         )
     for film, kind in enumerate(VNBENCH_TYPES):
-        write_film(root / f"VNBench_new/{kind}_{film}.mp4", film)
+        _provide_film(root / f"VNBench_new/{kind}_{film}.mp4", film)
     (root / "VNBench-main-4try.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -108,9 +121,13 @@ def write_film(path: Path, number: int, num_frames: int = 12) -> None:
 
     from bimba.data.needle_files import encode_mp4
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     frames = np.random.default_rng(number).integers(0, 256, (num_frames, 48, 64, 3), dtype=np.uint8)
-    path.write_bytes(encode_mp4(frames, fps=8))
+    write_bytes(path, encode_mp4(frames, fps=8))
+
+
+def _provide_film(path: Path, number: int) -> None:
+    if not path.exists():  # then it is whole, and always the same
+        write_film(path, number)
 
 
 def _write_cached(cache: Path, replica: Replica) -> None:
@@ -121,11 +138,11 @@ def _write_cached(cache: Path, replica: Replica) -> None:
     dataset = Dataset.from_list(replica.rows)
     owner, name = replica.cached.split("/")
     folder = cache / f"{owner}___{name}" / replica.config / "0.0.0" / "miniature"
-    folder.mkdir(parents=True, exist_ok=True)
     table = dataset.data.table
-    path = folder / f"{name}-{replica.split}.arrow"
-    with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+    content = io.BytesIO()
+    with pa.ipc.new_stream(content, table.schema) as stream:
         stream.write_table(table)
+    write_bytes(folder / f"{name}-{replica.split}.arrow", content.getvalue())
     split = {"name": replica.split, "num_bytes": table.nbytes, "num_examples": len(dataset), "dataset_name": name}
     info = {
         "features": dataset.features.to_dict(),

@@ -6,14 +6,17 @@ Nothing here runs while questions are answered, when one process may be hours be
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bimba.types import BimbaError
 
 if TYPE_CHECKING:
     from lmms_eval_plugin.models.bimba import Bimba
 
+T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait for the slowest, whose videos may take hours longer
 
 
@@ -66,9 +69,31 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def wait_for_all() -> None:
-    """Each must call this."""
-    as_first_says(None)
+def first_does(work: Callable[[], T]) -> T | None:
+    """What ``work`` returns on the first process; None on the others, which wait. Each must call this.
+
+    Raises:
+        BimbaError: that of ``work``, on all.
+    """
+    done, error = None, None
+    if is_first():
+        try:
+            done = work()
+        except BimbaError as raised:
+            error = raised
+    said = as_first_says(None if error is None else str(error))
+    if said is not None:
+        raise BimbaError(said) from error
+    return done
+
+
+def is_first() -> bool:
+    """After ``join``: of the processes the one that writes."""
+    if world_size() == 1:
+        return True
+    from torch import distributed
+
+    return distributed.get_rank() == 0
 
 
 def as_first_says(value: Any) -> Any:

@@ -119,6 +119,12 @@ class Evaluation:
     def published(self) -> dict[str, dict[str, Any]]:
         return {task.name: task.published for task in self.tasks if task.published is not None}
 
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of each video, if all tasks had as many."""
+        numbers = {task.num_frames for task in self.tasks if task.num_frames is not None}
+        return numbers.pop() if len(numbers) == 1 else None
+
     def notices(self) -> list[str]:
         """What a reader has to know before the numbers; the grave ones begin with a word in capitals."""
         run = self.run
@@ -171,6 +177,7 @@ class Evaluation:
             "limit": run.limit,
             "published": self.published,
             "tasks": {s.task: {key: value for key, value in asdict(s).items() if key != "task"} for s in self.scores},
+            "num_frames": self.num_frames,
             "frames": {task.name: task.num_frames for task in self.tasks},
             "measures": {
                 task.name: {m.metric: {k: v for k, v in asdict(m).items() if k != "metric"} for m in task.measures}

@@ -74,6 +74,6 @@ def _task(results: Mapping[str, Any], name: str, row: Mapping[str, Any], run: Ru
         by_category,
         next((counts for m in found if (counts := tries(samples, m.metric))), {}),
         num_frames,
-        examples(name, samples, metric, asked, run.short_videos),
+        examples(name, samples, metric, asked, run.short_videos, run.unreadable),
         remark=remark,
     )

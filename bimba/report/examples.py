@@ -93,14 +93,16 @@ def examples(
     metric: str | None,
     videos: Mapping[int, tuple[str, str, int]],
     short_videos: ShortVideos,
+    unreadable: Mapping[str, str],
 ) -> list[Example]:
     """The chosen samples with the frames that the model saw; decodes their videos again.
 
     Args:
         videos: document -> video file, prompt, number of frames.
+        unreadable: video file -> error of those that need not be tried again: a decoder may have hung on one.
     """
     return [
-        _example(task, verdict, sample, *videos[sample["doc_id"]], short_videos)
+        _example(task, verdict, sample, *videos[sample["doc_id"]], short_videos, unreadable)
         for verdict, sample in choose(samples, metric)
     ]
 
@@ -130,12 +132,19 @@ def reference_letter(target: Any, num_options: int) -> str | None:
 
 
 def _example(
-    task: str, verdict: str, sample: Sample, video: str, prompt: str, num_frames: int, short_videos: ShortVideos
+    task: str,
+    verdict: str,
+    sample: Sample,
+    video: str,
+    prompt: str,
+    num_frames: int,
+    short_videos: ShortVideos,
+    unreadable: Mapping[str, str],
 ) -> Example:
     before, options, after = split_prompt(prompt)
     response = sample["filtered_resps"]
     answer = response if isinstance(response, str) else str(response[0])
-    frames, note = _frames(video, num_frames, short_videos)
+    frames, note = ([], unreadable[video]) if video in unreadable else _frames(video, num_frames, short_videos)
     known = None if verdict == "not scored" else reference_letter(sample["target"], len(options))
     name = Path(video).name
     return Example(

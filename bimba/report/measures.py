@@ -51,14 +51,17 @@ def by_document(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def measures(results: Mapping[str, Any], task: str) -> list[Measure]:
-    """Every metric of a task in what ``lmms_eval.evaluator.simple_evaluate`` returned (with its samples)."""
+    """Every metric of a task in what ``lmms_eval.evaluator.simple_evaluate`` returned (with its samples).
+
+    In the order of their names: the harness's own depends on the number of processes.
+    """
     found = results["results"].get(task, {})
     values = {
         key.removesuffix(SUFFIX): float(value)
         for key, value in found.items()
         if key.endswith(SUFFIX) and "_stderr" not in key and isinstance(value, int | float)
     }
-    return [_measure(metric, value, results["samples"].get(task, [])) for metric, value in values.items()]
+    return [_measure(metric, value, results["samples"].get(task, [])) for metric, value in sorted(values.items())]
 
 
 def question_score(record: Any) -> float | None:

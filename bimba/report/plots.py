@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE = "#2E86C8", "#C77700"  # each at least 3:1 on white and on the dark page
 INK = "#010203"  # stands for the text colour of the page
+TAG = re.compile(r"<[^>]*>")  # in a category's own words, < and > are escaped
+NAME = re.compile(r'(id="|href="#|url\(#)')
 ROW_INCHES, WIDTH_INCHES = 0.27, 7.2
 SETTINGS: dict[Any, Any] = {
     "font.size": 9,
@@ -64,10 +66,12 @@ class Plot:
     def svg(self) -> str:
         """An element for a page, on whatever is behind it."""
         text = self._saved("svg", transparent=True, bbox_inches="tight", metadata={"Date": None}).decode()
-        text = text[text.index("<svg") :].replace(INK, "currentColor")
-        # Names of parts are unique within a figure, not within a page.
-        text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
+        text = TAG.sub(lambda tag: self._for_page(tag[0]), text[text.index("<svg") :])
         return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(self.description)}"', 1)
+
+    def _for_page(self, tag: str) -> str:
+        """A tag in the page's ink; names of parts are unique within a figure, not within a page."""
+        return NAME.sub(rf"\g<1>{self.name}-", tag.replace(INK, "currentColor"))
 
     def _saved(self, kind: str, **options: Any) -> bytes:
         buffer = io.BytesIO()

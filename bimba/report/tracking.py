@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from bimba.report.evaluation import Evaluation
 from bimba.report.examples import Frame
+from bimba.types import BimbaError, user_error
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -36,6 +37,23 @@ def numbers(evaluation: Evaluation) -> dict[str, float]:
         if value is not None:
             found[f"throughput/{name}"] = value
     return found
+
+
+def make_loggers(nodes: Mapping[str, Any] | None) -> list[Logger]:
+    """The loggers of a file of ``conf/logger``; none of None.
+
+    Raises:
+        BimbaError: one of them needs a package that is not installed.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return [instantiate(node) for node in (nodes or {}).values()]
+    except InstantiationException as error:
+        if (known := user_error(error)) is None:
+            raise
+        raise BimbaError(str(known)) from error
 
 
 def log_evaluation(loggers: Sequence[Logger], evaluation: Evaluation) -> None:

@@ -6,13 +6,12 @@ of gigabytes to a wrong HF_HOME.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from bimba.types import BimbaError
 from lmms_eval_plugin.prepare import hub
-from lmms_eval_plugin.prepare.home import elsewhere, folder_of
+from lmms_eval_plugin.prepare.home import choose_home, elsewhere, folder_of
 from lmms_eval_plugin.prepare.rows import cache_folder
 from lmms_eval_plugin.prepare.rows import folder_of as cached
 from lmms_eval_plugin.prepare.sources import Source, hint, sources_of, table_of
@@ -24,12 +23,13 @@ def check_data(tasks: Iterable[str]) -> None:
     Warns if the harness is going to download.
 
     Raises:
-        BimbaError: something is not here and cannot be fetched, or everything is and the harness still wants a token.
+        BimbaError: HF_HOME is not absolute; or something is not here and cannot be fetched, or everything is and the
+            harness still wants a token.
     """
     sources = [source for source in sources_of(tasks) if table_of(source) is not None]
     if not sources:
         return
-    home = Path(os.environ["HF_HOME"]).absolute()
+    home = choose_home(None)
     offline = hub.is_shut()
     cut_off = "HF_HUB_OFFLINE is set" if offline else "" if hub.has_token() else "there is no token to download it with"
     missing = {source: folders for source in sources if (folders := _missing(source, home))}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import write_needles, write_video
 
+from bimba.types import BimbaError
 from lmms_eval_plugin import ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,7 +56,13 @@ def test_two_processes_find_what_one_finds(needles, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-4000:]
     one, two = summary(tmp_path / "1"), summary(tmp_path / "2")
     for key in ("tasks", "measures", "frames", "complete", "unreadable_videos", "short_videos", "failed_tasks"):
-        assert one[key] == two[key], key
+        assert json.dumps(one[key]) == json.dumps(two[key]), key  # in the same order, too
+    for path in (tmp_path / "1/samples").iterdir():
+        answered = [
+            [(row["doc_id"], row["filtered_resps"]) for row in json.loads(file.read_text())["samples"]]
+            for file in (path, tmp_path / "2/samples" / path.name)
+        ]
+        assert answered[0] == answered[1]
     assert not two["complete"]
     assert [Path(video).name for video in two["unreadable_videos"]] == ["c.mp4"]
     assert two["short_videos"]["repeated"] == 1
@@ -74,8 +81,18 @@ def test_two_processes_find_what_one_finds(needles, tmp_path, monkeypatch):
     assert "INCOMPLETE" in done.stdout + done.stderr
 
 
+def test_what_the_first_process_cannot_do_is_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+
+    def refuse():
+        raise BimbaError("It is taken.")
+
+    with pytest.raises(BimbaError, match="It is taken"):
+        ranks.first_does(refuse)
+
+
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert ranks.join("cpu") == 0
     assert ranks.as_first_says("folder") == "folder"
-    ranks.wait_for_all()
+    assert ranks.first_does(lambda: "done") == "done"

@@ -82,6 +82,43 @@ def test_other_tasks_need_no_home():
     check_data(["bimba_needle", "vnbench"])
 
 
+def test_a_home_that_is_not_absolute_is_one_line(evaluate, home, monkeypatch):
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setenv("HF_HOME", "home")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = evaluate("benchmark=mlvu")
+    assert said.startswith("error: HF_HOME is 'home', which is not absolute; ")
+
+
+def test_a_home_set_to_nothing_is_not_set(evaluate, home, monkeypatch, tmp_path):
+    monkeypatch.chdir(home)  # which is not where to look
+    monkeypatch.setenv("HF_HOME", "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = evaluate("benchmark=mlvu")
+    assert said.startswith(f"error: No data of mlvu in HF_HOME, {tmp_path}/user/.cache/huggingface (expected ")
+
+
+def test_what_a_task_s_module_says_is_one_line(evaluate, home, monkeypatch):
+    """The harness makes an ImportError of it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+    def refuse(benchmark):
+        raise BimbaError(f"Nothing goes with {benchmark}.")
+
+    monkeypatch.setattr("lmms_eval_plugin.tasks.published.stock_utils", refuse)
+    assert evaluate("benchmark=mlvu") == "error: Nothing goes with mlvu."
+
+
+def test_films_that_are_there_stay(home):
+    film = home / "mlvu/0_film.mp4"
+    before = film.stat()
+    write_home(home)
+    after = film.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not list(home.rglob("*.partial"))
+
+
 def test_everything_there_needs_one_or_the_other(home, monkeypatch):
     with pytest.raises(BimbaError, match="data of videomme, mlvu is here, but .* no token. Set HF_HUB_OFFLINE=1"):
         check_data(["bimba_videomme", "bimba_mlvu_dev"])

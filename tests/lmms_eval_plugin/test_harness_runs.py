@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ from tiny_checkpoint import NUM_FRAMES, QUESTIONS_PER_TASK, write_needles, write
 from bimba.data import isolated
 from bimba.inference import EncodedVideo, VideoQA
 from bimba.inference.answer import Generation
+from bimba.report.files import LOCK, hold
 from lmms_eval_plugin.tasks.bimba_needle.task import doc_to_text, load_questions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,7 +119,7 @@ def test_the_video_backend_is_the_one_asked_for(evaluate, checkpoint, needle_roo
     asked, call = [], isolated.call
     monkeypatch.setattr(isolated, "call", lambda *a, **k: (asked.append(a[-1]), call(*a, **k))[1])
     evaluate(f"checkpoint={checkpoint}", "limit=1", "benchmark.tasks=[bimba_needle_counting]", "video_backend=pyav")
-    assert asked == ["pyav"]
+    assert set(asked) == {"pyav"}  # for the answer, and for the report
     with pytest.raises(SystemExit, match="'opencv'; expected one of auto, decord, torchcodec, pyav"):
         evaluate(f"checkpoint={checkpoint}", "video_backend=opencv")
 
@@ -144,6 +146,60 @@ def test_a_failed_evaluation_does_not_exit_0(evaluate, checkpoint, overrides, me
     with pytest.raises(SystemExit, match=message):
         evaluate(f"checkpoint={checkpoint}", *overrides)
     assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_second_evaluation_in_the_folder_is_refused_and_writes_nothing_there(evaluate, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    with hold(out), pytest.raises(SystemExit, match=f"error: Another evaluation is writing to {out}. Wait until"):
+        evaluate(f"checkpoint={checkpoint}", "benchmark=all", "benchmark.source=miniature")
+    assert {path.name for path in out.iterdir()} <= {LOCK, ".hydra", "evaluate.log"}  # the latter two are Hydra's
+    (record,) = (out / ".hydra").iterdir()  # each run has its own
+    assert "benchmark=all" in (record / "overrides.yaml").read_text()
+
+
+def test_a_logger_that_cannot_be_is_known_before_the_model_is_read(evaluate, needle_root, monkeypatch):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+    monkeypatch.setattr("bimba.training.loggers.base.find_spec", lambda package: None)
+    with pytest.raises(SystemExit, match="error: logger=tensorboard needs the package tensorboard, which is not inst"):
+        evaluate("checkpoint=/nowhere", "logger=tensorboard")
+
+
+@pytest.mark.parametrize("written", ["bimba.report.output.write_json", "bimba.report.tracking.numbers"])
+def test_a_disk_full_at_the_end_is_one_line(evaluate, checkpoint, needle_root, tmp_path, monkeypatch, written):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+
+    def fail(*arguments, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(written, fail)
+    task = "bimba_needle_counting"
+    with pytest.raises(SystemExit, match=r"error: Results cannot be written to \S+ \(No space left on device\)"):
+        evaluate(f"checkpoint={checkpoint}", "limit=1", f"benchmark.tasks=[{task}]", "logger=csv")
+    assert json.loads((tmp_path / "out/journal/journal-0.jsonl").read_text())["task"] == task
+
+
+def test_a_disk_that_a_task_found_full_is_one_line(evaluate, checkpoint, needle_root, monkeypatch):
+    """Tasks write their submissions while the harness runs."""
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+
+    def fail(**arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", fail)
+    with pytest.raises(SystemExit, match=r"error: Results cannot be written to \S+ \(No space left on device\)"):
+        evaluate(f"checkpoint={checkpoint}")
+
+
+def test_a_video_may_take_as_long_as_is_said(evaluate, checkpoint, needle_root, monkeypatch):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+    monkeypatch.setenv("BIMBA_DECODE_DEADLINE_S", "300")  # undone after the test
+    asked, call = [], isolated.call
+    monkeypatch.setattr(isolated, "call", lambda *a, **k: (asked.append(k["deadline_s"]), call(*a, **k))[1])
+    options = ["limit=1", "benchmark.tasks=[bimba_needle_counting]", "decode_deadline_s=77"]
+    evaluate(f"checkpoint={checkpoint}", *options)
+    assert set(asked) == {77.0}
+    with pytest.raises(SystemExit, match="error: A video may take -1.* seconds to decode"):
+        evaluate(f"checkpoint={checkpoint}", "decode_deadline_s=-1")
 
 
 def test_a_harness_that_leaves_with_code_0_is_an_error(evaluate, checkpoint, needle_root, monkeypatch):

@@ -24,7 +24,7 @@ def test_right_and_wrong_ones_are_spread_over_the_data_set_and_always_the_same()
 
 def test_the_frames_are_some_of_those_that_the_model_saw(film):
     asked = {0: (film, "Which?\nA. one\nB. two", 8)}
-    (example,) = examples("quiz", [sample(0, 1.0, answer="A.")], "strict_accuracy", asked, "repeat")
+    (example,) = examples("quiz", [sample(0, 1.0, answer="A.")], "strict_accuracy", asked, "repeat", {})
     seen = uniform_indices(12, 8) / 8  # seconds
     assert [frame.time_s for frame in example.frames] == [seen[i] for i in (0, 1, 2, 4, 5, 7)]
     assert example.frames[-1].clock == "0:01.4"
@@ -37,9 +37,15 @@ def test_the_frames_are_some_of_those_that_the_model_saw(film):
 def test_a_video_that_cannot_be_read_is_a_note(tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"")
-    (example,) = examples("quiz", [sample(0, 0.0)], "strict_accuracy", {0: (str(broken), "Which?", 4)}, "repeat")
+    (example,) = examples("quiz", [sample(0, 0.0)], "strict_accuracy", {0: (str(broken), "Which?", 4)}, "repeat", {})
     assert example.frames == []
     assert "an empty file" in example.note
+
+
+def test_a_video_that_could_not_be_read_is_not_tried_again(film):
+    asked, known = {0: (film, "Which?", 4)}, {film: "it took longer than 300 s"}
+    (example,) = examples("quiz", [sample(0, 0.0)], "strict_accuracy", asked, "repeat", known)
+    assert (example.frames, example.note) == ([], "it took longer than 300 s")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,11 @@ def test_a_question_with_all_tries_right_counts_once():
     assert tries(samples, "strict_accuracy") == {}
 
 
+def test_metrics_stand_in_the_order_of_their_names():
+    results = harness_results([sample(0, 1.0)], zeal=1.0, answered=1.0)
+    assert [measure.metric for measure in measures(results, "quiz")] == ["answered", "strict_accuracy", "zeal"]
+
+
 def test_what_is_no_share_has_no_interval():
     samples = [sample(i, 1.0, submission={"uid": i}, chance=1 / 3) for i in range(2)]
     found = of(samples, submission=2, chance=1 / 3)

@@ -211,6 +211,15 @@ def test_plots_take_the_ink_of_the_page_and_are_the_same_each_time():
     assert plots.categories("quiz", {"kind": []}, {}) is None
 
 
+def test_only_names_of_parts_are_made_the_page_s_own_and_no_words():
+    words = f'id="x" href="#y" url(#z) {plots.INK} <b id="w">'
+    root = ElementTree.fromstring(plots.categories("quiz", {'id="col"': [score(words, 1, 2, 0.0)]}, {}).svg())
+    texts = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"{words} (n = 2)" in texts
+    assert 'id="col"' in texts
+    assert all(name.startswith("quiz-") for element in root.iter() if (name := element.get("id")))
+
+
 def test_an_overview_names_every_task():
     evaluation = make_evaluation()
     other = replace(evaluation.tasks[0], name="unpublished", published=None)
