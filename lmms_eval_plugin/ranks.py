@@ -82,6 +82,17 @@ def as_first_says(value: Any) -> Any:
     return held[0]
 
 
+def from_all(value: Any) -> list[Any]:
+    """What each process gives, on all of them; each must call this."""
+    if world_size() == 1:
+        return [value]
+    from torch import distributed
+
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, value)
+    return everyone
+
+
 def gather(model: Bimba) -> list[Seen] | None:
     """What each process did, on the first one; None on the others. Each must call this, after the harness has ended."""
     asked: dict[str, dict[int, tuple[str, str, int]]] = {}
