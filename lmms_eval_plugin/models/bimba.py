@@ -194,7 +194,7 @@ class Bimba(lmms):
         self._seconds += time.perf_counter() - started
 
     def _report(self) -> None:
-        num_videos = len({question.video for question in self.questions.values()})
+        num_videos = len({os.path.realpath(question.video) for question in self.questions.values()})
         if self.unreadable:
             logger.error(
                 f"INCOMPLETE: {len(self.unreadable)} of {num_videos} videos are unreadable, their questions count as "
