@@ -9,10 +9,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from lmms_eval_plugin.models.bimba import Bimba
+    from bimba.inference.schedule import Question, Work
 
 PATIENCE = timedelta(days=7)  # the others wait for the slowest, whose videos may take hours longer
 
@@ -30,6 +30,15 @@ class Seen:
     work: dict[str, Any]
     resumed: int
     asked: dict[str, dict[int, tuple[str, str, int]]]
+
+
+class Asked(Protocol):
+    """What is read of a ``lmms_eval_plugin.models.bimba.Bimba``."""
+
+    work: Work
+    resumed: int
+    questions: dict[tuple[str, int], Question]
+    num_frames: int
 
 
 def all_asked(seen: Sequence[Seen]) -> dict[str, dict[int, tuple[str, str, int]]]:
@@ -93,7 +102,7 @@ def from_all(value: Any) -> list[Any]:
     return everyone
 
 
-def gather(model: Bimba) -> list[Seen] | None:
+def gather(model: Asked) -> list[Seen] | None:
     """What each process did, on the first one; None on the others. Each must call this, after the harness has ended."""
     asked: dict[str, dict[int, tuple[str, str, int]]] = {}
     for (task, document), question in model.questions.items():
