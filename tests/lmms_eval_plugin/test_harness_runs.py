@@ -111,10 +111,12 @@ def test_short_videos_are_counted_in_the_summary(
     root = write_needles(tmp_path / "needle")
     write_video(root / "test" / "videos" / "b.mp4", num_frames=NUM_FRAMES - 1)
     monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(root))
-    out = evaluate(f"checkpoint={checkpoint}", *([] if handled == "repeat" else [f"short_videos={handled}"]))
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["short_videos"] == {"handled": handled, "repeated": repeated}
-    assert len(summary["unreadable_videos"]) == unreadable
+    for again in (False, True):
+        out = evaluate(f"checkpoint={checkpoint}", *([] if handled == "repeat" else [f"short_videos={handled}"]))
+        summary = json.loads((out / "summary.json").read_text())
+        assert (summary["resumed_answers"] > 0) == again
+        assert summary["short_videos"] == {"handled": handled, "repeated": repeated}
+        assert len(summary["unreadable_videos"]) == unreadable
 
 
 def test_the_video_backend_is_the_one_asked_for(evaluate, checkpoint, needle_root, monkeypatch):
