@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_eval.protocol import ChatMessages
 
-from bimba.inference import Question
+from bimba.data.prompt import LETTERS
+from bimba.inference import Question, VideoQA
+from bimba.inference.answer import letter_token_ids
 from bimba.inference.journal import journal_key
-from bimba.types import BimbaError
+from bimba.inference.schedule import listing
+from bimba.types import BimbaError, SequenceTooLongError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lmms_eval.api.instance import Instance
 
 MAX_NEW_TOKENS = 16  # for tasks that do not say; answers are letters or short phrases
@@ -96,3 +101,31 @@ def generation_options(gen_kwargs: dict[str, Any]) -> tuple[int, list[str], dict
     else:  # transformers warns about sampling options that greedy decoding does not read
         sampling = {key: value for key, value in options.items() if key not in ("top_p", "top_k")}
     return max_new_tokens, [until] if isinstance(until, str) else list(until), sampling
+
+
+def check_options(requests: Sequence[Request], engine: VideoQA) -> None:
+    """Raises ``BimbaError`` for questions whose options are too few or too many to choose a letter from."""
+    numbers = {request.name: request.question.num_options for request in requests}
+    chosen = {name: number for name, number in numbers.items() if number is not None}
+    wrong = [f"{name} ({number})" for name, number in chosen.items() if not 2 <= number <= len(LETTERS)]
+    if wrong:
+        raise BimbaError(
+            f"{len(wrong)} questions have too few or too many options to choose from: {listing(wrong)}. Expected 2 "
+            f"to {len(LETTERS)} of each. Nothing was evaluated."
+        )
+    if chosen:
+        letter_token_ids(engine.processor.tokenizer, max(chosen.values()))  # or not after the first video
+
+
+def check_lengths(requests: Sequence[Request], engine: VideoQA) -> None:
+    """Raises ``SequenceTooLongError`` for questions that are longer than the model takes."""
+    too_long = []
+    for request in requests:
+        question = request.question
+        try:
+            engine.check_prompt(question.prompt, question.num_frames, question.max_new_tokens)
+        except SequenceTooLongError as error:
+            too_long.append((request.name, error))
+    if too_long:
+        names = listing([name for name, _ in too_long])
+        raise SequenceTooLongError(f"{len(too_long)} questions are too long ({names}). The first: {too_long[0][1]}")

@@ -52,6 +52,11 @@ class Dealer:
 _dealer: Dealer | None = None
 
 
+def missing_video(absent: SystemExit | FileNotFoundError) -> str:
+    """What one of the harness's own tasks said of a video that is not there; these are the two ways they say it."""
+    return str(absent.code if isinstance(absent, SystemExit) else absent)
+
+
 def dealt_videos() -> list[str]:
     """The video files of all ranks together, and what was said of missing ones; empty with one process."""
     return [] if _dealer is None else [video for video in _dealer.owner if isinstance(video, str)]
@@ -128,7 +133,7 @@ def _what_about(instance: Instance, task: Task) -> Hashable:
     _, doc_to_messages, _, doc_id, _, split = instance.args
     try:
         messages = doc_to_messages(task.dataset[split][doc_id])
-    except SystemExit as stop:  # how the harness's own tasks say that a video is missing; the model names all of them
-        return str(stop.code)
+    except (SystemExit, FileNotFoundError) as absent:  # a video is missing; the model names all of them
+        return missing_video(absent)
     urls = [part["url"] for message in messages for part in message["content"] if part.get("type") == "video"]
     return urls[0] if urls and isinstance(urls[0], str) else number

@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
-    from lmms_eval_plugin.models.bimba import Bimba
+    from bimba.inference.schedule import Question, Work
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait for the slowest, whose videos may take hours longer
@@ -33,6 +33,15 @@ class Seen:
     work: dict[str, Any]
     resumed: int
     asked: dict[str, dict[int, tuple[str, str, int]]]
+
+
+class Asked(Protocol):
+    """What is read of a ``lmms_eval_plugin.models.bimba.Bimba``."""
+
+    work: Work
+    resumed: int
+    questions: dict[tuple[str, int], Question]
+    num_frames: int
 
 
 def all_asked(seen: Sequence[Seen]) -> dict[str, dict[int, tuple[str, str, int]]]:
@@ -107,7 +116,18 @@ def as_first_says(value: Any) -> Any:
     return held[0]
 
 
-def gather(model: Bimba) -> list[Seen] | None:
+def from_all(value: Any) -> list[Any]:
+    """What each process gives, on all of them; each must call this."""
+    if world_size() == 1:
+        return [value]
+    from torch import distributed
+
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+def gather(model: Asked) -> list[Seen] | None:
     """What each process did, on the first one; None on the others. Each must call this, after the harness has ended."""
     asked: dict[str, dict[int, tuple[str, str, int]]] = {}
     for (task, document), question in model.questions.items():

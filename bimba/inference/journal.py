@@ -41,6 +41,7 @@ class Journal:
 
     Attributes:
         answers: key -> answer, as found when the journal was opened, and those added since.
+        short: the keys of those about videos that had fewer frames than asked for, so that some repeat.
         unwritten: how many answers are not on the disk.
 
     Raises:
@@ -51,6 +52,7 @@ class Journal:
         self.folder = Path(folder)
         self.path = self.folder / f"journal-{rank}.jsonl"
         self.answers: dict[str, Generation] = {}
+        self.short: set[str] = set()
         self._waiting: list[bytes] = []
         self._lock = FileLock(str(self.path.with_suffix(".lock")))
         try:
@@ -85,19 +87,21 @@ class Journal:
     def unwritten(self) -> int:
         return len(self._waiting)
 
-    def add(self, key: str, asked: Mapping[str, Any], answer: Generation) -> None:
+    def add(self, key: str, asked: Mapping[str, Any], answer: Generation, is_short: bool = False) -> None:
         """Writes an answer, and returns when it is on the disk, or cannot be written there.
 
         Args:
             asked: what was asked, for the reader of the file.
+            is_short: the video had fewer frames than asked for, so that some repeat.
         """
-        self.answers[key] = answer
+        self._keep(key, answer, is_short)
         line = {
             "key": key,
             **asked,
             "text": answer.text,
             "prompt_tokens": answer.prompt_tokens,
             "new_tokens": answer.new_tokens,
+            "is_short": is_short,
         }
         if answer.probabilities is not None:
             line["probabilities"] = answer.probabilities
@@ -118,6 +122,11 @@ class Journal:
         os.close(self._file)
         self._lock.release()
 
+    def _keep(self, key: str, answer: Generation, is_short: bool) -> None:
+        self.answers[key] = answer
+        if is_short:
+            self.short.add(key)
+
     def _read(self, path: Path) -> None:
         damaged = 0
         for line in path.read_bytes().split(b"\n"):
@@ -127,7 +136,7 @@ class Journal:
                 entry = json.loads(line)
                 counts = entry["prompt_tokens"], entry["new_tokens"]
                 answer = Generation(entry["text"], *counts, entry.get("probabilities"))
-                self.answers[entry["key"]] = answer
+                self._keep(entry["key"], answer, entry.get("is_short", False))  # earlier versions did not write it
             except (ValueError, KeyError, TypeError):
                 damaged += 1
         if damaged:

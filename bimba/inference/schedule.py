@@ -7,6 +7,7 @@ answers, threads decode the next ones (``readahead.py``). An answer never depend
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,14 @@ class Work:
     wait_s: float = 0.0
     encode_s: float = 0.0
     answer_s: float = 0.0
+
+    def add_short(self, videos: Iterable[str]) -> None:
+        """Adds short videos that an earlier run read; a file that is there by another name is not added."""
+        known = {os.path.realpath(video) for video in self.short}
+        for video in videos:
+            if (file := os.path.realpath(video)) not in known:
+                known.add(file)
+                self.short.add(video)
 
 
 class Video(Protocol):

@@ -21,19 +21,20 @@ from loguru import logger
 from tqdm import tqdm
 
 from bimba.data.isolated import read_videos_with
-from bimba.data.prompt import LETTERS
 from bimba.data.video import check_short_videos, checked_backend
 from bimba.inference import Question, VideoQA
-from bimba.inference.answer import Generation, cut_at, letter_token_ids
+from bimba.inference.answer import Generation, cut_at
 from bimba.inference.engine import CACHE_BYTES
 from bimba.inference.fingerprint import fingerprint
 from bimba.inference.journal import Journal, journal_key
 from bimba.inference.schedule import WORKERS, Work, answer_each, listing
+from bimba.inference.source import content_marks
 from bimba.inference.store import STORE_BYTES, TokenStore
-from bimba.types import BimbaError, SequenceTooLongError, ShortVideos, VideoDecodeError
-from lmms_eval_plugin.asking import Request, read_question
-from lmms_eval_plugin.deal import deal_by_video, dealt_videos
+from bimba.types import BimbaError, ShortVideos, VideoDecodeError
+from lmms_eval_plugin.asking import Request, check_lengths, check_options, read_question
+from lmms_eval_plugin.deal import deal_by_video, dealt_videos, missing_video
 from lmms_eval_plugin.prepare.sources import hint
+from lmms_eval_plugin.ranks import from_all
 
 PADDING = "__padding_only__"  # the harness's mark on requests that only make ranks even
 
@@ -44,7 +45,7 @@ class Bimba(lmms):
     Videos that are missing stop the run before the first answer. A video that cannot be decoded does not, as hours of
     answers would be lost: its questions get the empty answer, which counts as wrong, each such file is logged, their
     number is logged at the end, and :attr:`unreadable` lists them (``evaluate.py`` writes it to ``summary.json``).
-    Such a run is :attr:`incomplete`.
+    Such a run is :attr:`incomplete`, and the harness's results say so too (:meth:`clean`).
 
     With several processes, those of ``torchrun`` or ``accelerate launch``, all questions about a video go to the same
     one (``lmms_eval_plugin/deal.py``).
@@ -124,9 +125,15 @@ class Bimba(lmms):
         self.journal = journal
         self.work = Work()
         self.resumed = 0
+        self._seconds, self._num_generated = 0.0, 0
         self.questions: dict[tuple[str, int], Question] = {}
         self.fingerprint = ""
         deal_by_video()
+        if journal is None and os.environ.get("RANK", "0") == "0":
+            logger.warning(
+                "No journal: a run that is stopped starts from the beginning. With --model_args ...,journal=FOLDER "
+                "each answer is kept there, and the same command goes on where it was."
+            )
 
     @property
     def unreadable(self) -> dict[str, str]:
@@ -154,6 +161,8 @@ class Bimba(lmms):
             if self.resumed:
                 logger.info(f"{self.resumed} answers are in the journal {self.journal}; {len(absent)} are to be found.")
             self._answer(absent, answers, journal)
+            if journal is not None:
+                self.work.add_short(r.question.video for r in requests if r.key in journal.short)
         self._report()
         return [_result(answers[request.key], request.stops) for request in requests]
 
@@ -161,7 +170,7 @@ class Bimba(lmms):
         self, requests: list[Request], answers: dict[str, Generation | VideoDecodeError], journal: Journal | None
     ) -> None:
         """Adds an answer to each request; those of videos that cannot be read are not written to the journal."""
-        started, num_generated = time.perf_counter(), 0
+        started = time.perf_counter()
         found = answer_each(
             self.engine,
             [request.question for request in requests],
@@ -179,14 +188,13 @@ class Bimba(lmms):
             if isinstance(answer, VideoDecodeError):
                 logger.error(f"{request.asked['task']}, document {request.asked['doc_id']}, counts as wrong: {answer}")
             else:
-                num_generated += answer.new_tokens
+                self._num_generated += answer.new_tokens
                 if journal is not None:
-                    journal.add(request.key, request.asked, answer)
-        seconds = time.perf_counter() - started
-        log_metrics(seconds, num_generated, num_generated / seconds if seconds > 0 else 0.0)
+                    journal.add(request.key, request.asked, answer, request.question.video in self.short)
+        self._seconds += time.perf_counter() - started
 
     def _report(self) -> None:
-        num_videos = self.work.decoded + self.work.stored + len(self.unreadable)
+        num_videos = len({os.path.realpath(question.video) for question in self.questions.values()})
         if self.unreadable:
             logger.error(
                 f"INCOMPLETE: {len(self.unreadable)} of {num_videos} videos are unreadable, their questions count as "
@@ -208,7 +216,18 @@ class Bimba(lmms):
         raise NotImplementedError("bimba answers single questions; it has no tasks of several rounds.")
 
     def clean(self) -> None:
-        """The harness asks for the memory back once all answers are there."""
+        """The harness asks for the memory back, in all processes, once all have their answers.
+
+        Its results then hold under ``throughput`` what all processes together found. It calls every such count an
+        average, so that the number of unreadable videos is ``avg_unreadable_videos``, and ``avg_incomplete`` is 1 if
+        there are any.
+        """
+        mine = {"unreadable_videos": len(self.unreadable), "short_videos": len(self.short), "resumed": self.resumed}
+        everyone = from_all(mine)
+        counts = {name: sum(one[name] for one in everyone) for name in mine}
+        counts["incomplete"] = int(counts["unreadable_videos"] > 0)
+        speed = self._num_generated / self._seconds if self._seconds > 0 else 0.0
+        log_metrics(self._seconds, self._num_generated, speed, counts)
         del self.engine
         super().clean()
 
@@ -228,8 +247,8 @@ class Bimba(lmms):
             doc = self.task_dict[task][split][doc_id]
             try:
                 messages = ChatMessages(messages=doc_to_messages(doc))
-            except (SystemExit, FileNotFoundError) as absent:  # how the harness's own tasks say that a video is missing
-                missing[str(absent.code if isinstance(absent, SystemExit) else absent)] = None
+            except (SystemExit, FileNotFoundError) as absent:
+                missing[missing_video(absent)] = None
                 continue
             question, stops = read_question(instance, messages, doc, self._num_frames_asked, self.num_frames)
             if not os.path.isfile(question.video):
@@ -264,33 +283,13 @@ class Bimba(lmms):
             raise BimbaError(
                 f"{len(missing)} videos are missing: {listing(missing)}. Nothing was evaluated.{what_helps}"
             )
-        self._check_options(requests)
-        self._check_lengths(requests)
+        check_options(requests, self.engine)
+        check_lengths(requests, self.engine)
+        if self.journal:  # another video of the same name and size is another question
+            marks = content_marks(request.question.video for request in requests)
+            for request in requests:
+                request.asked["video_mark"] = marks[request.question.video]
         return requests
-
-    def _check_options(self, requests: list[Request]) -> None:
-        numbers = {request.name: request.question.num_options for request in requests}
-        chosen = {name: number for name, number in numbers.items() if number is not None}
-        wrong = [f"{name} ({number})" for name, number in chosen.items() if not 2 <= number <= len(LETTERS)]
-        if wrong:
-            raise BimbaError(
-                f"{len(wrong)} questions have too few or too many options to choose from: {listing(wrong)}. Expected 2 "
-                f"to {len(LETTERS)} of each. Nothing was evaluated."
-            )
-        if chosen:
-            letter_token_ids(self.engine.processor.tokenizer, max(chosen.values()))  # or not after the first video
-
-    def _check_lengths(self, requests: list[Request]) -> None:
-        too_long = []
-        for request in requests:
-            question = request.question
-            try:
-                self.engine.check_prompt(question.prompt, question.num_frames, question.max_new_tokens)
-            except SequenceTooLongError as error:
-                too_long.append((request.name, error))
-        if too_long:
-            names = listing([name for name, _ in too_long])
-            raise SequenceTooLongError(f"{len(too_long)} questions are too long ({names}). The first: {too_long[0][1]}")
 
 
 def _result(answer: Generation | VideoDecodeError, stops: list[str]) -> GenerationResult:

@@ -72,6 +72,18 @@ def test_a_damaged_line_in_between_costs_itself_alone(tmp_path):
     assert set(found(tmp_path)) == {journal_key(asked(0)), journal_key(asked(2))}
 
 
+def test_answers_about_short_videos_are_marked_and_a_line_without_the_mark_is_read(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.add("short", asked(0), B, is_short=True)
+        journal.add("long", asked(1), B)
+    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    earlier = {name: value for name, value in lines[0].items() if name != "is_short"} | {"key": "earlier"}
+    journal.path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, earlier]))
+    with Journal(tmp_path) as journal:
+        assert set(journal.answers) == {"short", "long", "earlier"}
+        assert journal.short == {"short"}
+
+
 def test_ranks_have_a_file_each_and_read_those_of_all(tmp_path):
     with Journal(tmp_path, rank=0) as first, Journal(tmp_path, rank=1) as second:
         add(first, 0)

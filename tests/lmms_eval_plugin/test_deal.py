@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_checkpoint import write_video
@@ -15,7 +16,20 @@ from tiny_checkpoint import write_video
 from lmms_eval_plugin import deal
 from lmms_eval_plugin.deal import Dealer
 
-VIDEOS = {"a": 5, "b": 1, "c": 4, "d": 2}  # questions about each
+VIDEOS = {"a": 5, "b": 1, "c": 4, "d": 2, "e": 1}  # questions about each
+UNREADABLE = "e"  # the second process has it
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"),
+    "accelerate": (
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "-m",
+    ),
+}
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
@@ -45,12 +59,23 @@ def test_one_process_leaves_the_harness_as_it_is(monkeypatch):
     assert deal.dealt_videos() == []
 
 
+@pytest.mark.parametrize("absent", [SystemExit("a.mp4 does not exist"), FileNotFoundError("a.mp4 does not exist")])
+def test_a_question_whose_task_misses_its_video_is_dealt_too(absent):
+    def to_messages(doc):
+        raise absent
+
+    task = SimpleNamespace(dataset={"test": [{}]})
+    instance = SimpleNamespace(task_name="t", doc_id=0, args=("", to_messages, {}, 0, "t", "test"))
+    assert deal._what_about(instance, task) == "a.mp4 does not exist"
+
+
 @pytest.fixture(scope="module")
 def uneven_needles(tmp_path_factory) -> Path:
-    """Twelve retrieval and four counting questions about four videos, in an order that spreads each video."""
+    """Retrieval and counting questions about five videos, in an order that spreads each video; one is unreadable."""
     root = tmp_path_factory.mktemp("uneven")
     for name in VIDEOS:
         write_video(root / "test" / "videos" / f"{name}.mp4", seed=ord(name))
+    (root / "test" / "videos" / f"{UNREADABLE}.mp4").write_bytes(b"")
     names = [name for turn in range(5) for name, count in VIDEOS.items() if turn < count]
     rows = [(name, "retrieval") for name in names] + [(name, "counting") for name in VIDEOS]
     samples = [
@@ -68,13 +93,12 @@ def uneven_needles(tmp_path_factory) -> Path:
     return root
 
 
-def evaluate(folder: Path, checkpoint: Path, needles: Path, ranks: int, *flags: str) -> subprocess.CompletedProcess:
-    """Runs the harness as it was installed, on so many ranks of CPU."""
-    launcher = [sys.executable, "-m"]
-    if ranks > 1:
-        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
+def evaluate(
+    folder: Path, checkpoint: Path, needles: Path, launcher: tuple[str, ...], *flags: str
+) -> subprocess.CompletedProcess:
+    """Runs the harness as it was installed, on CPU; ``launcher`` starts its processes."""
     command = [
-        *(*launcher, "lmms_eval", "--model", "bimba", "--batch_size", "1", "--log_samples"),
+        *(sys.executable, "-m", *launcher, "lmms_eval", "--model", "bimba", "--batch_size", "1", "--log_samples"),
         *("--model_args", f"pretrained={checkpoint},device=cpu,journal={folder / 'journal'}"),
         *("--tasks", "bimba_needle_retrieval,bimba_needle_counting", "--output_path", str(folder / "out"), *flags),
     ]
@@ -82,19 +106,23 @@ def evaluate(folder: Path, checkpoint: Path, needles: Path, ranks: int, *flags: 
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
 
 
-def answers(folder: Path) -> dict[str, list[tuple[int, str, float]]]:
+def answers(folder: Path) -> dict[str, list[tuple[int, list[str] | str, float]]]:
     """Of each task: the number, answer and score of each document."""
     found = {}
     for path in (folder / "out").rglob("*_samples_*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         task = path.stem.split("_samples_")[1]
-        found[task] = sorted((row["doc_id"], row["filtered_resps"][0], row["accuracy"]) for row in rows)
+        found[task] = sorted((row["doc_id"], row["filtered_resps"], row["accuracy"]) for row in rows)
     return found
 
 
-def scores(folder: Path) -> dict[str, float]:
+def results(folder: Path) -> dict:
     (path,) = (folder / "out").rglob("*_results.json")
-    return {task: result["accuracy,none"] for task, result in json.loads(path.read_text())["results"].items()}
+    return json.loads(path.read_text())
+
+
+def scores(folder: Path) -> dict[str, float]:
+    return {task: result["accuracy,none"] for task, result in results(folder)["results"].items()}
 
 
 def journalled(folder: Path) -> list[tuple[int, str, int]]:
@@ -106,22 +134,33 @@ def journalled(folder: Path) -> list[tuple[int, str, int]]:
     ]
 
 
-def test_two_ranks_score_as_one_and_read_each_video_once(checkpoint, uneven_needles, tmp_path):
-    for ranks in (1, 2):
-        (tmp_path / str(ranks)).mkdir()
-        done = evaluate(tmp_path / str(ranks), checkpoint, uneven_needles, ranks, "--limit", "11")
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = tmp_path / "1", tmp_path / "2"
+@pytest.fixture(scope="module")
+def alone(checkpoint, uneven_needles, tmp_path_factory) -> Path:
+    """What one process leaves."""
+    folder = tmp_path_factory.mktemp("one")
+    done = evaluate(folder, checkpoint, uneven_needles, (), "--limit", "11")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_ranks_score_as_one_and_read_each_video_once(launcher, alone, checkpoint, uneven_needles, tmp_path):
+    done = evaluate(tmp_path, checkpoint, uneven_needles, LAUNCHERS[launcher], "--limit", "11")
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = alone, tmp_path
     assert {task: len(rows) for task, rows in answers(one).items()} == {
         "bimba_needle_retrieval": 11,
-        "bimba_needle_counting": 4,
+        "bimba_needle_counting": 5,
     }
     assert answers(one) == answers(two)
     assert scores(one) == scores(two)
     owners = {(video, rank) for rank, video, _ in journalled(two)}
-    assert len(owners) == len(VIDEOS)  # each video on one rank, over both tasks
+    assert len(owners) == len(VIDEOS) - 1  # each video on one rank, over both tasks
     assert {rank for _, rank in owners} == {0, 1}
-    assert len(journalled(two)) == 11 + 4  # padding is not asked again
+    assert len(journalled(two)) == 11 + 5 - 2  # padding is not asked again, and what has no answer is not kept
+    for folder in (one, two):
+        counts = results(folder)["throughput"]
+        assert (counts["avg_unreadable_videos"], counts["avg_incomplete"]) == (1, 1)
 
 
 def test_all_ranks_stop_when_a_video_of_any_is_missing(checkpoint, uneven_needles, tmp_path):
@@ -130,7 +169,7 @@ def test_all_ranks_stop_when_a_video_of_any_is_missing(checkpoint, uneven_needle
     (tmp_path / "test" / "videos").symlink_to(uneven_needles / "test" / "videos")
     samples[0]["video"] = "videos/gone.mp4"
     (tmp_path / "test" / "annotations.json").write_text(json.dumps(samples))
-    done = evaluate(tmp_path, checkpoint, tmp_path, 2, "--verbosity", "DEBUG")
+    done = evaluate(tmp_path, checkpoint, tmp_path, LAUNCHERS["torchrun"], "--verbosity", "DEBUG")
     assert done.returncode != 0
     assert done.stderr.count("BimbaError: 1 videos are missing") == 2
     assert journalled(tmp_path) == []

@@ -45,11 +45,13 @@ def expected_answers(checkpoint, task):
     return [engine.encode(q["video"]).ask(doc_to_text(q), 16) for q in load_questions(task)]
 
 
-def test_the_lmms_eval_command_needs_no_flag(checkpoint, needle_root, tmp_path):
+def test_the_lmms_eval_command_needs_no_flag_and_says_what_it_could_not_read(checkpoint, tmp_path):
+    needle_root = write_needles(tmp_path / "needle")
+    (needle_root / "test" / "videos" / "b.mp4").write_bytes(b"")
     command = [
         str(Path(sys.executable).parent / "lmms-eval"),
         *("--model", "bimba", "--model_args", f"pretrained={checkpoint},device=cpu", "--tasks", "bimba_needle"),
-        *("--batch_size", "1", "--limit", "2", "--log_samples", "--output_path", str(tmp_path)),
+        *("--batch_size", "1", "--limit", "2", "--log_samples", "--output_path", str(tmp_path / "out")),
     ]
     environment = {**os.environ, "BIMBA_NEEDLE_ROOT": str(needle_root), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
@@ -59,6 +61,10 @@ def test_the_lmms_eval_command_needs_no_flag(checkpoint, needle_root, tmp_path):
     assert sorted(results["n-samples"]) == TASKS
     assert all(0 <= results["results"][task]["accuracy,none"] <= 1 for task in ["bimba_needle", *TASKS])
     assert len(list(tmp_path.rglob("*_samples_bimba_needle_*.jsonl"))) == 3
+    assert (results["throughput"]["avg_unreadable_videos"], results["throughput"]["avg_incomplete"]) == (1, 1)
+    said = done.stdout + done.stderr
+    assert "INCOMPLETE: 1 of 2 videos are unreadable" in said
+    assert said.count("journal=FOLDER") == 1
 
 
 def test_evaluate_writes_what_the_engine_answers(evaluate, checkpoint, needle_root, monkeypatch, capsys):
@@ -107,10 +113,12 @@ def test_short_videos_are_counted_in_the_summary(
     root = write_needles(tmp_path / "needle")
     write_video(root / "test" / "videos" / "b.mp4", num_frames=NUM_FRAMES - 1)
     monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(root))
-    out = evaluate(f"checkpoint={checkpoint}", *([] if handled == "repeat" else [f"short_videos={handled}"]))
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["short_videos"] == {"handled": handled, "repeated": repeated}
-    assert len(summary["unreadable_videos"]) == unreadable
+    for again in (False, True):
+        out = evaluate(f"checkpoint={checkpoint}", *([] if handled == "repeat" else [f"short_videos={handled}"]))
+        summary = json.loads((out / "summary.json").read_text())
+        assert (summary["resumed_answers"] > 0) == again
+        assert summary["short_videos"] == {"handled": handled, "repeated": repeated}
+        assert len(summary["unreadable_videos"]) == unreadable
 
 
 def test_the_video_backend_is_the_one_asked_for(evaluate, checkpoint, needle_root, monkeypatch):

@@ -100,7 +100,8 @@ def test_a_line_says_what_was_asked_and_answered(checkpoint, docs, tmp_path):
     assert (line["num_frames"], line["max_new_tokens"], line["short_videos"]) == (NUM_FRAMES, 4, "repeat")
     assert line["text"].startswith(texts[0])
     assert line["new_tokens"] <= 4 < line["prompt_tokens"]
-    assert {"key", "prompt_hash", "sampling", "model", "video_bytes"} <= set(line)
+    assert {"key", "prompt_hash", "sampling", "model", "video_bytes", "video_mark"} <= set(line)
+    assert line["is_short"] is False
 
 
 KILLED = """
@@ -153,6 +154,52 @@ def test_what_changed_is_asked_again_and_nothing_else(checkpoint, docs, tmp_path
     save_pretrained(model, processor, tmp_path / "other")
     model, _ = run(tmp_path / "other", docs, tmp_path)
     assert model.resumed == 0
+
+
+def test_another_video_of_the_same_name_and_size_is_asked_about_anew(checkpoint, docs, tmp_path, asked):
+    video = write_video(tmp_path / "film.mp4", seed=5)
+    other = write_video(tmp_path / "other.mp4", num_frames=8, seed=6)
+    first, second = video.read_bytes(), other.read_bytes()
+    mine = [{"video": str(video), "text": "Who?"}]
+    run(checkpoint, mine, tmp_path / "journal")
+    video.write_bytes(second.ljust(len(first), b"\0"))
+    run(checkpoint, mine, tmp_path / "journal")
+    assert len(video.read_bytes()) == len(first)
+    assert len(asked) == 2
+    video.write_bytes(first)  # later, but the same
+    assert run(checkpoint, mine, tmp_path / "journal")[0].resumed == 1
+    assert len(asked) == 2
+
+
+def test_short_videos_are_counted_whoever_read_them(checkpoint, docs, tmp_path, asked, monkeypatch):
+    short = str(write_video(tmp_path / "short.mp4", num_frames=NUM_FRAMES - 1))
+    (tmp_path / "link.mp4").symlink_to(short)
+    mixed = [{"video": short, "text": "Who?"}, *docs[:2], {"video": str(tmp_path / "link.mp4"), "text": "What?"}]
+    whole, _ = run(checkpoint, mixed, tmp_path / "journal")
+    assert whole.short == {short}
+    written = lines(tmp_path / "journal")
+    for kept in range(len(mixed) + 1):  # as if it had been killed after so many answers
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        (folder / "journal-0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written[:kept]))
+        said: list[str] = []
+        monkeypatch.setattr("lmms_eval_plugin.models.bimba.logger.warning", said.append)
+        again, _ = run(checkpoint, mixed, folder)
+        assert (again.resumed, len(again.short)) == (kept, 1)
+        assert "1 of 3 videos have fewer frames than were asked for" in said[-1]
+
+
+def test_without_a_journal_a_warning_says_how_to_have_one(checkpoint, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("lmms_eval_plugin.models.bimba.logger.warning", said.append)
+    Bimba(pretrained=str(checkpoint), device="cpu", journal=str(tmp_path))
+    monkeypatch.setenv("RANK", "1")  # the first process says it for all
+    Bimba(pretrained=str(checkpoint), device="cpu")
+    assert said == []
+    monkeypatch.setenv("RANK", "0")
+    Bimba(pretrained=str(checkpoint), device="cpu")
+    assert len(said) == 1
+    assert "--model_args ...,journal=FOLDER" in said[0]
 
 
 def test_two_evaluations_on_one_folder_are_refused(checkpoint, docs, tmp_path, asked, monkeypatch):
