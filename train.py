@@ -173,10 +173,13 @@ def check(cfg: DictConfig) -> None:
             "trainer=fsdp cannot follow; use model.gradient_checkpointing=true, or trainer=ddp."
         )
     precision = precision_of(cfg)
-    if not precision.endswith("mixed") and (cfg.model.dtype != "float32" or precision not in ("32", "32-true")):
+    if precision != "bf16-mixed" and (cfg.model.dtype != "float32" or precision not in ("32", "32-true")):
+        reason = "what is trained is kept in float32"
+        if precision.startswith("16"):
+            reason = "float16 needs its gradients scaled, which the norms and the skipping of steps do not know of"
         raise BimbaError(
-            f"trainer.precision={precision} does not go with model.dtype={cfg.model.dtype}: what is trained is kept in "
-            "float32. Expected trainer.precision=bf16-mixed, or 32-true with model.dtype=float32."
+            f"trainer.precision={precision} does not go with model.dtype={cfg.model.dtype}: {reason}. Expected "
+            "trainer.precision=bf16-mixed, or 32-true with model.dtype=float32."
         )
 
 

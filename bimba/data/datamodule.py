@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,8 @@ from bimba.data.recipe import recipe_named
 from bimba.data.sampler import BudgetBatches, EpochSampler
 from bimba.data.workers import outlive_signals, own_chance
 from bimba.types import Batch, BimbaError, ShortVideos
+
+log = logging.getLogger(__name__)
 
 _VALIDATION_SEED = 0  # which samples are held out must not depend on the seed of a run, or runs could not be compared
 SampleOrder = Literal["shuffled", "by_length", "by_modality_and_length"]
@@ -123,8 +126,10 @@ class VideoQADataModule(L.LightningDataModule):
         """Opens the annotations and holds out the validation samples.
 
         Raises:
-            BimbaError: a malformed file, or too few samples for one optimizer step.
+            BimbaError: a malformed file, too few samples for one optimizer step, or fewer validation samples than
+                processes.
         """
+        self._check_validation()
         dataset = self._open()
         num_train = len(dataset) - self.val_samples
         if num_train < self.global_batch_size:
@@ -139,6 +144,19 @@ class VideoQADataModule(L.LightningDataModule):
         self.dataset = dataset
         self.train_set = Subset(dataset, self._train_indices)  # type: ignore[arg-type]
         self.val_set = Subset(dataset, np.sort(order[: self.val_samples]))  # type: ignore[arg-type]
+
+    def _check_validation(self) -> None:
+        """Every process validates as many samples as the others: what does not come out even is left out."""
+        if 0 < self.val_samples < self._world_size:
+            raise BimbaError(
+                f"data.val_samples is {self.val_samples}, and there are {self._world_size} processes: not one "
+                f"for each. Give data.val_samples={self._world_size} or a multiple of it, or 0 for no validation."
+            )
+        if self._rank == 0 and (cut := self.val_samples % self._world_size):
+            log.warning(
+                "%d of the %d validation samples (data.val_samples) are left out, so that each of %d processes has "
+                "as many as the others.", cut, self.val_samples, self._world_size,
+            )  # fmt: skip
 
     def open_anyway(self) -> VideoQADataset:
         """The annotations with whatever is wrong with them, for who looks into that."""

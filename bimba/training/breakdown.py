@@ -28,7 +28,7 @@ def loss_by_sample(scores: Scores, batch_size: int) -> tuple[Tensor, Tensor]:
 class LossBySource(PeriodicCallback):
     """Logs ``loss_by_source/<source>`` and ``loss_by_modality/<modality>``, means over tokens since the last report.
 
-    Sources are the rows' ``data_source``; a modality is video, image, multi-image or text: the keys ``sources`` and
+    Sources are the rows' ``data_source``; a modality is video, image, multi_image or text: the keys ``sources`` and
     ``modalities`` of a batch. Costs one collective of a few kilobytes per report; the losses are there anyway.
     """
 

@@ -32,9 +32,13 @@ class Ema(L.Callback):
         self.decay = decay
         self.steps = 0
         self._mean: dict[str, Tensor] = {}
+        self._in_place = False  # the mean is in the model, and _mean has the weights
         self._loaded: dict[str, Tensor] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(pl_module)
+
+    def _begin(self, pl_module: L.LightningModule) -> None:
         self._mean = {name: local(p.detach()).clone() for name, p in self._trained(pl_module).items()}
         if self._loaded is not None:
             for name, parameter in self._trained(pl_module).items():
@@ -42,6 +46,12 @@ class Ema(L.Callback):
             self._loaded = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.catch_up(trainer, pl_module)
+
+    def catch_up(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the last step in, if it is not yet: what comes earlier in the list of callbacks may save before."""
+        if not self._mean:
+            self._begin(pl_module)  # a run that had no step left to do
         if trainer.global_step == self.steps:
             return  # one of several batches of a step
         self.steps = trainer.global_step
@@ -52,7 +62,10 @@ class Ema(L.Callback):
 
     @contextmanager
     def applied(self, pl_module: L.LightningModule) -> Iterator[None]:
-        """The mean in the place of the weights."""
+        """The mean in the place of the weights, where it may be already."""
+        if self._in_place:
+            yield
+            return
         self._swap(pl_module)
         try:
             yield
@@ -64,7 +77,11 @@ class Ema(L.Callback):
             self._swap(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._mean:
+        if self._in_place:
+            self._swap(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._in_place:  # it came up during validation; who saves now finds the weights where they belong
             self._swap(pl_module)
 
     def _swap(self, pl_module: L.LightningModule) -> None:
@@ -74,6 +91,7 @@ class Ema(L.Callback):
                 kept = weight.clone()
                 weight.copy_(mean)
                 mean.copy_(kept)
+        self._in_place = not self._in_place
 
     def _trained(self, pl_module: L.LightningModule) -> dict[str, Any]:
         return {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
@@ -97,5 +115,6 @@ def averaged(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]
     if callback is None:
         yield
         return
+    callback.catch_up(trainer, pl_module)
     with callback.applied(pl_module):
         yield

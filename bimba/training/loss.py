@@ -57,6 +57,24 @@ def score(hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], chun
     return Scores(losses, right, wanted.nonzero()[:, 0])
 
 
+class ValidationSums(NamedTuple):
+    """Sums over tokens (``loss``, ``right``, ``tokens``) and over samples (``exact_answers``, ``samples``)."""
+
+    loss: float
+    right: float
+    tokens: float
+    exact_answers: float
+    samples: float
+
+
+def validation_sums(scores: Scores, num_samples: int) -> Tensor:
+    """The numbers of a ``ValidationSums`` for one batch, (5,) float64; they add up over batches."""
+    exact = torch.ones(num_samples, device=scores.losses.device)
+    exact[scores.samples[~scores.right]] = 0.0
+    sums = (scores.losses.double().sum(), scores.right.sum(), len(scores.losses), exact.sum(), num_samples)
+    return torch.stack([torch.as_tensor(one, dtype=torch.float64, device=scores.losses.device) for one in sums])
+
+
 def _score(states: Tensor, tokens: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     logits = head(states).float()  # (N, vocabulary)
     return F.cross_entropy(logits, tokens, reduction="none"), logits.detach().argmax(dim=-1) == tokens

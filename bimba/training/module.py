@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bimba.data.tokenize import IGNORE_INDEX
 from bimba.model.vision import patch_features
-from bimba.training.loss import Scores, score
+from bimba.training.loss import Scores, ValidationSums, score, validation_sums
 from bimba.training.optim import OptimizerSettings, build_optimizer
 from bimba.training.parallel import ShardedStrategy
 from bimba.training.resume import check_names, count_batches_anew, warn_of_another_base
@@ -208,15 +208,23 @@ class BimbaModule(L.LightningModule):
             if self.trainer.world_size > 1:
                 self(self._empty_batch())  # the other processes wait in the model's parts
             return
-        scores = self(batch)
-        # Weighted by tokens and by samples: the epoch's mean is the mean over all of them.
-        tokens, samples = len(scores.losses), len(batch["labels"])
-        options: dict[str, Any] = {"on_epoch": True, "sync_dist": True}
-        self.log("val/loss", scores.losses.mean(), prog_bar=True, batch_size=tokens, **options)
-        self.log("val/accuracy", scores.right.float().mean(), batch_size=tokens, **options)
-        whole = torch.ones(samples, device=self.device)
-        whole[scores.samples[~scores.right]] = 0.0
-        self.log("val/exact_answers", whole.mean(), prog_bar=True, batch_size=samples, **options)
+        self._validated += validation_sums(self(batch), len(batch["labels"]))
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = torch.zeros(len(ValidationSums._fields), dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs means over what all processes validated; every one of them comes here, even with bad samples only."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(self._validated)
+        sums = ValidationSums(*self._validated.tolist())
+        if not sums.tokens:
+            return
+        # The same everywhere; Lightning would advise against it if it were not told to make a mean of it.
+        options: dict[str, Any] = {"batch_size": 1, "sync_dist": True}
+        self.log("val/loss", sums.loss / sums.tokens, prog_bar=True, **options)
+        self.log("val/accuracy", sums.right / sums.tokens, **options)
+        self.log("val/exact_answers", sums.exact_answers / sums.samples, prog_bar=True, **options)
 
     # -- what is measured on the way ---------------------------------------------------------------------------
 

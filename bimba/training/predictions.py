@@ -40,7 +40,8 @@ class SamplePredictions(L.Callback):
     with still images are left out.
 
     Costs ``samples`` answers of at most ``max_new_tokens`` per validation. Of a sharded model every rank answers, for
-    itself; else only the first does.
+    itself, and texts and videos of several lengths are left out too: the ranks have to run the same parts of the model.
+    Else only the first rank answers.
 
     Args:
         samples: how many; 0 for none.
@@ -72,9 +73,11 @@ class SamplePredictions(L.Callback):
         sharded = is_sharded(pl_module)
         if missing <= 0 or trainer.sanity_checking or not (trainer.is_global_zero or sharded):
             return
-        asked = list(_questions(batch, pl_module.processor))[:missing]
-        if sharded:  # every rank as often as the one with the fewest
+        asked = list(_questions(batch, pl_module.processor))
+        if sharded:  # every rank as often as the one with the fewest, and with one pass of the vision tower each
+            asked = [one for one in asked if len({len(video) for video in one.videos}) == 1]
             asked = asked[: min(gathered(trainer, len(asked)))]
+        asked = asked[:missing]
         with asking(trainer, pl_module) as model:
             self._examples += [self._answer(one, model, pl_module.processor, sharded) for one in asked]
 

@@ -30,15 +30,17 @@ class PeriodicCallback(L.Callback):
             raise BimbaError(f"every_n_steps is {every_n_steps}; expected 1 or more, or null for never.")
         self.every_n_steps = every_n_steps
         self._done_at_step = 0
+        self._last_step: int | float = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._done_at_step = trainer.global_step
+        self._last_step = trainer.estimated_stepping_batches  # whether max_steps or max_epochs ends the run
 
     def is_due_after(self, trainer: L.Trainer, step: int) -> bool:
         """Whether it is time once ``step`` optimizer steps are done."""
         if self.every_n_steps is None:
             return False
-        return step % self.every_n_steps == 0 or step == trainer.max_steps
+        return step % self.every_n_steps == 0 or step == self._last_step
 
     def is_due(self, trainer: L.Trainer) -> bool:
         """Whether it is time, at the end of a batch; once per step, of which several batches may be part."""

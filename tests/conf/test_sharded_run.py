@@ -23,7 +23,7 @@ COMMON = (
     "data.global_batch_size=8",
     "data.batch_size=2",  # so one process accumulates four batches, each of two processes two
     "data.num_workers=0",
-    "data.val_samples=0",
+    "data.val_samples=4",
     f"callbacks.resume.every_n_steps={HALF}",
 )
 SHARDED = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2")
@@ -31,7 +31,13 @@ SHARDED = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 def losses(run_dir):
     with (run_dir / "metrics.csv").open(newline="") as file:
-        return {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file)}
+        return {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]}
+
+
+def validation(run_dir):
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/loss")]
+    return [float(row[f"val/{name}"]) for row in rows for name in ("loss", "accuracy", "exact_answers")]
 
 
 def half(run_dir):
@@ -59,19 +65,24 @@ def needle(root):
 
 @pytest.fixture(scope="module")
 def one(root, needle):
-    run(root / "one", *COMMON, needle)
+    run(root / "one", *COMMON, needle, f"trainer.val_check_interval={4 * STEPS}")  # in batches of a process
     return root / "one"
 
 
 @pytest.fixture(scope="module")
 def two(root, needle, one):
-    run(root / "two", *COMMON, needle, *SHARDED)
+    run(root / "two", *COMMON, needle, *SHARDED, f"trainer.val_check_interval={2 * STEPS}")
     return root / "two"
 
 
 def test_two_processes_have_the_losses_of_one(one, two):
     assert len(losses(one)) == STEPS
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_two_processes_validate_as_one(one, two):
+    assert len(validation(one)) == 3
+    assert validation(two) == pytest.approx(validation(one), rel=1e-4)
 
 
 def test_the_checkpoint_is_whole_and_the_same(one, two):

@@ -147,6 +147,8 @@ def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
         (["experiment=bimba_7b"], "give data.annotations=... data.video_folder=..."),
         (["model.dtype=bfloat16"], "Expected trainer.precision=bf16-mixed"),
         (["trainer.precision=bf16-true"], "Expected trainer.precision=bf16-mixed"),
+        (["trainer.precision=16-mixed"], "float16 needs its gradients scaled"),
+        (["trainer.precision=transformer-engine"], "Expected trainer.precision=bf16-mixed"),
     ],
 )
 def test_what_the_user_got_wrong_is_one_message(overrides, message, train_config, train_script):

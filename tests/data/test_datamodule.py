@@ -190,6 +190,28 @@ def test_too_few_samples(make):
         make(global_batch_size=12).setup("fit")
 
 
+class Processes:
+    """What the data module asks a trainer of several processes for."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size, self.global_rank = world_size, 0
+
+
+def test_fewer_validation_samples_than_processes(make):
+    data = make(val_samples=3)
+    data.trainer = Processes(4)
+    with pytest.raises(BimbaError, match=r"data\.val_samples is 3, and there are 4 processes"):
+        data.setup("fit")
+
+
+def test_validation_samples_that_do_not_come_out_even_are_counted(make, caplog):
+    data = make(val_samples=3)
+    data.trainer = Processes(2)
+    data.setup("fit")
+    assert len(data.val_dataloader()) == 1
+    assert "1 of the 3 validation samples" in caplog.text
+
+
 def test_no_pad_token(make, processor):
     class Tokenizer:
         pad_token_id = None

@@ -157,13 +157,14 @@ def tiny_trainer(
     max_steps: int,
     callbacks: Sequence[L.Callback] | None = None,
     resume: Path | None = None,
+    max_epochs: int = -1,
     **kwargs: Any,
 ) -> L.Trainer:
     if callbacks is None:
         callbacks = [BadVideoGuard(run_dir), SaveCheckpoint(run_dir)]
     return L.Trainer(
         max_steps=max_steps,
-        max_epochs=-1,
+        max_epochs=max_epochs,
         accelerator="cpu",
         gradient_clip_val=1.0,
         log_every_n_steps=1,

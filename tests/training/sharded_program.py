@@ -3,7 +3,8 @@
     python -m tests.training.sharded_program FOLDER PROCESSES
 
 Sample 1 has no video and sample 6 cannot be read, so that a process has batches without one, and a whole batch of bad
-samples; sample 9 is not a number.
+samples; sample 9 is not a number. In the first validation, the second of two processes has bad samples only. In the
+second one, it has a text while the first has a video.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from bimba.data.collate import collate
 from bimba.data.tokenize import tokenize_conversation
@@ -24,11 +25,13 @@ from bimba.training import BimbaModule
 from bimba.training.ema import Ema
 from bimba.training.optim import OptimizerSettings
 from bimba.training.parallel import ShardedStrategy
+from bimba.training.predictions import SamplePredictions
 from bimba.training.stream import shard
 from tests.training.fakes import FakeVideos, tiny_module, tiny_trainer
 
 SAMPLES, PER_STEP = 16, 4
 NO_VIDEO, BAD, NOT_A_NUMBER = 1, 6, 9
+VALIDATIONS = ([0, BAD, NO_VIDEO, BAD], [2, NO_VIDEO, 0, 3])
 
 
 class UnevenVideos(FakeVideos):
@@ -66,6 +69,22 @@ class UnevenData(L.LightningDataModule):
         batches = [{**named([row]), **({"ids": [row["id"]]} if isinstance(row, dict) else {})} for row in rows]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
+    def val_dataloader(self) -> DataLoader[Any]:
+        trainer: Any = self.trainer
+        return DataLoader(Validations(self.videos, trainer.global_rank, trainer.world_size), batch_size=None)
+
+
+class Validations(IterableDataset[Any]):
+    """Each time that it is gone through, one process's share of the next of ``VALIDATIONS``."""
+
+    def __init__(self, videos: UnevenVideos, rank: int, world_size: int):
+        self.videos, self.rank, self.world_size = videos, rank, world_size
+        self.next = iter(VALIDATIONS)
+
+    def __iter__(self) -> Any:
+        mine = next(self.next)[self.rank :: self.world_size]
+        return (collate([self.videos[i]], pad_token_id=0) for i in mine)  # type: ignore[list-item]
+
 
 def run(folder: Path, processes: int) -> None:
     settings = OptimizerSettings(lr=1e-2, warmup_ratio=0.0)
@@ -74,10 +93,11 @@ def run(folder: Path, processes: int) -> None:
     trainer = tiny_trainer(
         folder,
         SAMPLES // PER_STEP,
-        callbacks=[Ema(decay=0.5)],
+        callbacks=[Ema(decay=0.5), SamplePredictions(samples=2, max_new_tokens=2)],
         devices=processes,
         strategy=ShardedStrategy() if processes > 1 else "auto",
         accumulate_grad_batches=PER_STEP // processes,
+        val_check_interval=SAMPLES // 2 // processes,
     )
     trainer.fit(module, UnevenData(module.processor))
     weights = {name: tensor for name, tensor in module.state_dict().items() if name in module.names_to_save()}

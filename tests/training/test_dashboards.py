@@ -25,7 +25,7 @@ MODEL = {"compressor": {"name": "mamba", "scan_backend": "chunked"}}
 
 
 class Dealt(FakeData):
-    """Each rank has its own samples, and a source named after it; the second rank has fewer to validate."""
+    """Each rank has its own samples, and a source named after it; the second rank can read none to validate."""
 
     def _loader(self, videos):
         rank = self.trainer.global_rank
@@ -41,7 +41,7 @@ class Dealt(FakeData):
         return loader
 
     def val_dataloader(self):
-        self.val_videos.bad = {0} if self.trainer.global_rank else set()
+        self.val_videos.bad = set(range(8)) if self.trainer.global_rank else set()
         return super().val_dataloader()
 
 

@@ -39,6 +39,14 @@ def test_every_so_many_steps_and_after_the_last(tmp_path):
     assert not callback._before  # the copy is not kept
 
 
+def test_after_the_last_step_of_the_last_epoch(tmp_path):
+    module = tiny_module()
+    trainer = tiny_trainer(tmp_path, -1, [UpdateNorms(every_n_steps=3)], max_epochs=1)
+    trainer.fit(module, FakeData(module.processor))
+    assert trainer.global_step == 4
+    assert len(read_metrics(tmp_path)["update_norm/lora"]) == 2  # after 3 and 4
+
+
 def test_zero_steps_is_an_error():
     with pytest.raises(BimbaError, match="every_n_steps is 0"):
         UpdateNorms(every_n_steps=0)

@@ -41,6 +41,22 @@ def test_a_process_without_a_video_or_without_any_sample_keeps_the_others_compan
             assert ours[name] == pytest.approx(norms, rel=1e-4, abs=1e-6, nan_ok=True), name
 
 
+def test_they_validate_together_whatever_each_of_them_has(one, two):
+    ours, theirs = read_metrics(two[0]), read_metrics(one)
+    for name in ("val/loss", "val/accuracy", "val/exact_answers"):
+        assert len(theirs[name]) == 2
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+def test_answers_are_asked_of_all_processes_or_of_none(one, two):
+    def answers(folder):
+        files = sorted((folder / "examples/predictions").glob("*/examples.jsonl"))
+        return [[json.loads(line)["answer"] for line in path.read_text().splitlines()] for path in files]
+
+    assert answers(one) == [["A", "A, I would say"], ["A", "A, I would say"]]
+    assert answers(two[0]) == [["A"]]  # the first process has a text, or the second has no video, in all other batches
+
+
 def test_the_processes_skip_the_same_step_and_end_at_the_same_weights(one, two):
     ours, theirs = (json.loads((folder / "norms.json").read_text()) for folder in (two[0], one))
     assert ours == pytest.approx(theirs, rel=1e-4)
