@@ -29,10 +29,19 @@ TRAINED = {  # of every one: the projector, the compressor, and adapters of rank
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Overrides for six samples of two sources, read in this process, and no probes and reports."""
+    """Overrides for six samples of two sources, read in this process, a model of few layers, no probes and reports."""
     folder = tmp_path_factory.mktemp("videos")
     layout.make(folder)
-    return (f"data.video_root={folder}", f"data.mixture={MIXTURE}", "data.num_workers=0", "callbacks=none")
+    return (
+        f"data.video_root={folder}",
+        f"data.mixture={MIXTURE}",
+        "data.num_workers=0",
+        "callbacks=none",
+        "model.base=null",
+        "model.config.vision_config.image_size=24",
+        "model.config.vision_config.num_hidden_layers=1",
+        "model.config.text_config.num_hidden_layers=1",
+    )
 
 
 def leaves(node, prefix=""):
