@@ -1,4 +1,4 @@
-"""What training costs besides the model itself: for now, the memory of the logits.
+"""What training costs besides the model itself: the memory of the logits. (Its time: training_step.py, training_data.py.)
 
     python benchmarks/training.py                        13,440 supervised tokens, a tenth of Qwen2's vocabulary
     python benchmarks/training.py --vocabulary 152064    all of it: 25 GB for the peer
