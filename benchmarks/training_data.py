@@ -31,14 +31,14 @@ from bimba.checkpoint import load_pretrained
 from bimba.data.datamodule import VideoQADataModule
 from bimba.data.isolated import read_videos_with
 
-WORKERS, NUM_FRAMES, SECONDS, FPS = 2, 32, 10, 24
+WORKERS, NUM_FRAMES, FPS = 2, 32, 24
 STARTING = 2 * WORKERS  # what the workers read ahead
 
 
-def data_of(folder: Path, clips: int) -> VideoQADataModule:
+def data_of(folder: Path, clips: int, seconds: int) -> VideoQADataModule:
     """As ``data=llava_video`` of conf/ would be, over a few files that are asked for again and again."""
     for number in range(3):
-        write_video(folder / f"{number}.mp4", "h264", 1280, 720, SECONDS * FPS)
+        write_video(folder / f"{number}.mp4", "h264", 1280, 720, seconds * FPS)
     turns = [{"from": "human", "value": "<image>\nWhat moves?"}, {"from": "gpt", "value": "A texture."}]
     rows = [{"id": str(i), "video": f"{i % 3}.mp4", "conversations": turns} for i in range(clips)]
     (folder / "clips.json").write_text(json.dumps(rows))
@@ -72,11 +72,13 @@ def compute(length_s: float, matrix: torch.Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=40, help="(default: %(default)s)")
-    clips = parser.parse_args().clips
+    parser.add_argument("--seconds", type=int, default=10, help="of a clip (default: %(default)s)")
+    arguments = parser.parse_args()
+    clips = arguments.clips
     torch.set_num_threads(1)
     matrix = torch.randn(256, 256)
     with tempfile.TemporaryDirectory() as name:
-        data = data_of(Path(name), clips + STARTING)
+        data = data_of(Path(name), clips + STARTING, arguments.seconds)
         length_s, expected = read_here(data)
         waits_s, steps_s, compared = [], [], 0
         loader = iter(data.train_dataloader())

@@ -31,5 +31,5 @@ def test_our_step_and_the_bare_loops_have_the_same_losses():
 
 
 def test_the_wait_for_clips_is_measured_on_the_right_clips():
-    printed = run("training_data.py", "--clips", "2")
+    printed = run("training_data.py", "--clips", "2", "--seconds", "2")
     assert 0 <= float(printed.split("data wait ")[1].split(" %")[0]) <= 100
