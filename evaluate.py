@@ -6,11 +6,9 @@ writes a report; and it finds the data of a benchmark by the files of ``conf/ben
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import OmegaConf
 
+from bimba.overrides import naming_unknown_keys
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
@@ -50,20 +49,6 @@ def check(config: DictConfig) -> None:
         raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
     if config.answers not in ANSWERS:
         raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")
-
-
-def check_names(overrides: Iterable[str]) -> None:
-    """Hydra refuses a key that there is not, but does not say which one was meant.
-
-    Raises:
-        BimbaError: an override of no key, with the one that it resembles.
-    """
-    for override in overrides:
-        key = override.split("=")[0].split(".")[0]
-        if "=" in override and key.isidentifier() and key not in KEYS | {"hydra"}:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(KEYS))}."
-            raise BimbaError(f"There is no key {key}; {hint}")
 
 
 def benchmark_rows(config: DictConfig) -> list[DictConfig]:
@@ -227,8 +212,5 @@ if __name__ == "__main__":
     os.environ.setdefault("BIMBA_ROOT", here)  # conf/paths reads it
     # The harness imports Hugging Face's `evaluate`; with this folder first in line it would get this file instead.
     sys.path.sort(key=lambda entry: entry == here)
-    try:
-        check_names(sys.argv[1:])
-    except BimbaError as error:
-        sys.exit(f"error: {error}")
-    main()
+    with naming_unknown_keys(Path(here) / "conf", "evaluate", sys.argv[1:]):
+        main()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bimba.overrides import naming_unknown_keys
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
@@ -249,4 +251,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with naming_unknown_keys(Path(__file__).resolve().parent / "conf", "train", sys.argv[1:]):
+        main()

@@ -1,7 +1,9 @@
-"""What training costs besides the model itself: for now, the memory of the logits.
+"""What training costs besides the model itself: the memory of the logits, and by two other scripts, time.
 
-    python benchmarks/training.py                        13,440 supervised tokens, a tenth of Qwen2's vocabulary
+    python benchmarks/training.py                        13,440 supervised tokens, a tenth of Qwen2's vocabulary; then
+                                                         training_step.py and training_data.py
     python benchmarks/training.py --vocabulary 152064    all of it: 25 GB for the peer
+    python benchmarks/training.py --only logits          or step, or data
 
 Each way runs forward and backward in a process of its own, and its peak memory counts above what it began with (weight
 of the head, states). The peer is what a transformers model does: all logits, in float32, one cross entropy. The states
@@ -25,6 +27,7 @@ from torch.nn import functional as F
 from bimba.training.loss import CHUNK, score
 
 HIDDEN = 64
+OTHERS = {"step": "training_step.py", "data": "training_data.py"}
 
 
 def memory(line: str) -> int:
@@ -59,16 +62,7 @@ def run(way: str, tokens: int, vocabulary: int) -> dict[str, float]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=13440, help="supervised tokens (default: %(default)s)")
-    parser.add_argument("--vocabulary", type=int, default=15206, help="words (default: %(default)s)")
-    parser.add_argument("--measure", choices=["ours", "peer"], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    tokens, vocabulary = arguments.tokens, arguments.vocabulary
-    if arguments.measure:
-        measure(arguments.measure, tokens, vocabulary)
-        return
+def compare_logits(tokens: int, vocabulary: int) -> None:
     results = {way: run(way, tokens, vocabulary) for way in ("ours", "peer")}
     if not math.isclose(results["ours"]["loss"], results["peer"]["loss"], rel_tol=1e-5):
         sys.exit(f"The two ways give different losses ({results}): no figures.")
@@ -76,6 +70,26 @@ def main() -> None:
     for way, what in (("ours", f"{CHUNK} tokens at a time"), ("peer", "all at once")):
         print(f"{way:<5} peak {results[way]['bytes'] / 1e9:5.2f} GB  {what}")
     print(f"ratio 1/{results['peer']['bytes'] / results['ours']['bytes']:.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=13440, help="supervised tokens (default: %(default)s)")
+    parser.add_argument("--vocabulary", type=int, default=15206, help="words (default: %(default)s)")
+    parser.add_argument("--only", choices=["logits", *OTHERS], help="one of the three")
+    parser.add_argument("--measure", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    tokens, vocabulary = arguments.tokens, arguments.vocabulary
+    if arguments.measure:
+        measure(arguments.measure, tokens, vocabulary)
+        return
+    if arguments.only in (None, "logits"):
+        compare_logits(tokens, vocabulary)
+    for name, script in OTHERS.items():
+        if arguments.only in (None, name):
+            print(f"\n{script}", flush=True)
+            if failed := subprocess.run([sys.executable, str(Path(__file__).with_name(script))]).returncode:
+                sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import bimba.data
+from bimba.overrides import unknown_keys
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(root / "conf"), version_base="1.3"):
             cfg = compose("train", [f"data={name}", *overrides])
     except HydraException as error:
-        raise BimbaError(f"{name}: neither a file nor data of conf/data: {error}") from error
+        hints = unknown_keys(root / "conf", "train", [f"data={name}", *overrides])
+        raise BimbaError("\n".join(hints) or f"{name}: neither a file nor data of conf/data: {error}") from error
     cfg.paths.root = os.environ.get("BIMBA_ROOT", str(root))  # as train.py has it
     return cfg
 

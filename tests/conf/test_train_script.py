@@ -128,7 +128,7 @@ def test_training_starts_from_an_adapter_and_remembers_how_its_recipe_asks(
 def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
     done = run("trainer.max_stepps=3", cwd=tmp_path)
     assert done.returncode != 0
-    assert "max_stepps" in done.stderr
+    assert done.stderr.splitlines()[-1] == "There is no key trainer.max_stepps; did you mean trainer.max_steps?"
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -144,7 +144,7 @@ def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
         (["+data.extra=1"], "Nobody reads data.extra; remove it"),
         (["data.short_videos=skip"], "short_videos is 'skip'; expected one of error, repeat"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is no file and no folder; expected auto"),
-        (["experiment=bimba_7b"], "give data.annotations=... data.video_folder=..."),
+        (["experiment=bimba_7b"], "give data.video_root=..."),
         (["model.dtype=bfloat16"], "Expected trainer.precision=bf16-mixed"),
         (["trainer.precision=bf16-true"], "Expected trainer.precision=bf16-mixed"),
         (["trainer.precision=16-mixed"], "float16 needs its gradients scaled"),

@@ -1,4 +1,4 @@
-"""The benchmark of training runs, on a small vocabulary."""
+"""The benchmarks of training run, on a small vocabulary, for a few steps, on a few clips."""
 
 from __future__ import annotations
 
@@ -6,12 +6,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/training.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_it_prints_figures_of_equal_losses():
-    command = [sys.executable, str(SCRIPT), "--tokens", "4096", "--vocabulary", "4000"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    ratio = float(done.stdout.split("ratio 1/")[1])
+    ratio = float(
+        run("training.py", "--only", "logits", "--tokens", "4096", "--vocabulary", "4000").split("ratio 1/")[1]
+    )
     assert ratio > 2  # an eighth of the tokens at a time, and what a small run costs besides
+
+
+def test_our_step_and_the_bare_loops_have_the_same_losses():
+    small = ("data.batch_size=2", "data.global_batch_size=2", "model.config.num_frames=4")
+    printed = run("training_step.py", "--steps", "2", "--set", *small)
+    assert "losses equal to 0.0001 over 5 steps" in printed
+    assert all(float(part.split()[0]) > 0 for part in printed.split("ratio ")[1:])
+
+
+def test_the_wait_for_clips_is_measured_on_the_right_clips():
+    printed = run("training_data.py", "--clips", "2", "--seconds", "2")
+    assert 0 <= float(printed.split("data wait ")[1].split(" %")[0]) <= 100
