@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bimba.report.accuracy import TaskScore
 
@@ -49,7 +50,7 @@ def print_table(
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it is: "bimba[cuda]" is no markup
     (console or Console()).print(table)
 
 

@@ -26,3 +26,9 @@ def test_terminal_and_markdown_say_the_same(tmp_path):
 
 def test_a_table_without_rows_is_its_head():
     assert markdown_table(("a", "b"), []) == "| a | b |\n| --- | ---: |\n"
+
+
+def test_brackets_are_words():
+    out = io.StringIO()
+    print_table("Doctor", ("What", "State"), [["cuda", "pip install 'bimba[cuda]'"]], Console(file=out, width=100))
+    assert "bimba[cuda]" in out.getvalue()
