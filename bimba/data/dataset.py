@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from bimba.data.index import MODALITIES, Index, check, open_index
+from bimba.data.index import Index, check, open_index
+from bimba.data.index_rows import MODALITIES
 from bimba.data.media import image_size, read_image, read_video
 from bimba.data.mixture import Mixture
 from bimba.data.prompt import MEDIUM_TAG, time_instruction

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from bimba.data import index as index_module
-from bimba.data.index import LISTED, MODALITIES, check, open_index
+from bimba.data import index_rows
+from bimba.data.index import LISTED, check, open_index
+from bimba.data.index_rows import MODALITIES
 from bimba.data.mixture import Mixture, Source, Take, read_mixture
 from bimba.types import BimbaError
 from tests.data import layout
@@ -115,7 +117,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(index_module, "problem_of", interrupted)
+        patched.setattr(index_rows, "problem_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
             open_index(mixture, folder=tmp_path / "index")
     assert [path.name for path in (tmp_path / "index").iterdir() if path.suffix != ".lock"] == []
@@ -178,7 +180,7 @@ def test_annotations_that_change_while_they_are_read(tmp_path, monkeypatch):
         mixture_of(tmp_path, [text(2)])
 
     with monkeypatch.context() as patched:
-        patched.setattr(index_module, "problem_of", rewritten)
+        patched.setattr(index_rows, "problem_of", rewritten)
         with pytest.raises(BimbaError, match=r"rows\.json: changed while it was read"):
             open_index(mixture, folder=tmp_path / "index")
     assert open_index(mixture, folder=tmp_path / "index").row(0) == text(2)
