@@ -30,7 +30,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from bimba.model.adapters import merged_state_dict
 from bimba.model.anyres import ImageSize
 from bimba.model.attention import AttentionMixer
-from bimba.model.compressor import build_compressor
+from bimba.model.compressor import Compressor, build_compressor
 from bimba.model.config import BimbaConfig
 from bimba.model.mamba import IN_FLOAT32, MambaMixer
 from bimba.model.projector import Projector
@@ -84,7 +84,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if module is self:
             init.normal_(self.image_newline, std=self.config.text_config.hidden_size**-0.5)
-        elif isinstance(module, MambaMixer | AttentionMixer):
+        elif isinstance(module, Compressor | MambaMixer | AttentionMixer):
             module.reset_parameters()  # transformers' default would undo the zero out_proj and the special dt
 
     def get_input_embeddings(self) -> nn.Module:

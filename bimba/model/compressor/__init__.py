@@ -1,6 +1,7 @@
 """Step [4]: compressors. One file each, ending with ``COMPRESSOR = TheClass``; its name is the config's ``name``.
 
-A compressor is called with space-time tokens (B, T, H, W, C) and queries (B, T', Q', C) and returns (B, T', Q', C).
+A compressor is called with space-time tokens (B, T, H, W, C) and queries (B, T', Q', C) and returns (B, T', Q', C);
+``_base.py`` is what all have in common.
 """
 
 from __future__ import annotations
@@ -11,19 +12,18 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
+from bimba.model.compressor._base import Compressor
 from bimba.model.compressor.mamba import MambaCompressor
 from bimba.model.compressor.pool import PoolCompressor
 from bimba.types import BimbaError
 
-__all__ = ["MambaCompressor", "PoolCompressor", "build_compressor", "complete", "what_it_computes"]
+__all__ = ["Compressor", "MambaCompressor", "PoolCompressor", "build_compressor", "complete", "what_it_computes"]
 
 
 HOW = ("scan_backend", "chunk_tokens")  # options that change how a result is computed, but not the result
 
 
-def build_compressor(config: Mapping[str, Any] | None, hidden_size: int) -> nn.Module | None:
+def build_compressor(config: Mapping[str, Any] | None, hidden_size: int) -> Compressor | None:
     """The compressor that the node ``model.compressor`` describes: {"name": file, **options}; None for None."""
     if config is None:
         return None
@@ -57,9 +57,10 @@ def what_it_computes(config: Mapping[str, Any] | None) -> dict[str, Any]:
     return {} if config is None else {key: value for key, value in complete(config).items() if key not in HOW}
 
 
-def _class(name: Any) -> type[nn.Module]:
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+def _class(name: Any) -> type[Compressor]:
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    known = sorted(name for name in names if not name.startswith("_"))
     if name not in known:
         raise BimbaError(f"model.compressor.name={name!r} is no compressor; choose one of: {', '.join(known)}.")
-    kind: type[nn.Module] = importlib.import_module(f"{__name__}.{name}").COMPRESSOR
+    kind: type[Compressor] = importlib.import_module(f"{__name__}.{name}").COMPRESSOR
     return kind

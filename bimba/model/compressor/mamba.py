@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bimba.model.attention import AttentionMixer
 from bimba.model.block import MambaBlock
+from bimba.model.compressor._base import Compressor
 from bimba.model.mamba import MambaMixer
 from bimba.ops import deinterleave, queries_before, query_positions
 from bimba.types import BimbaError
@@ -20,7 +21,7 @@ STREAM_INFERENCE_ABOVE = 2**14
 _AUTO_CHUNK = 4096
 
 
-class MambaCompressor(nn.Module):
+class MambaCompressor(Compressor):
     """BIMBA's token compressor.
 
     Args:
@@ -58,7 +59,7 @@ class MambaCompressor(nn.Module):
         scan_backend: str = "auto",
         chunk_tokens: int | Literal["auto"] = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(hidden_size)
         _check_choice("query_position", query_position, ("interleaved", "appended"))
         _check_choice("mixer", mixer, ("mamba", "attention"))
         is_number = isinstance(chunk_tokens, int) and not isinstance(chunk_tokens, bool)
@@ -71,7 +72,6 @@ class MambaCompressor(nn.Module):
             )
         if num_layers < 1:
             raise BimbaError(f"compressor option num_layers must be at least 1, received {num_layers}.")
-        self.hidden_size = hidden_size
         self.query_position = query_position
         self.mixer = mixer
         self.chunk_tokens = chunk_tokens
@@ -84,9 +84,9 @@ class MambaCompressor(nn.Module):
 
         self.layers = nn.ModuleList(MambaBlock(make_mixer(), hidden_size, norm, residual) for _ in range(num_layers))
 
-    def forward(self, space_time_tokens: Tensor, queries: Tensor) -> Tensor:
+    def forward(self, space_time_tokens: Tensor, queries: Tensor, question: Tensor | None = None) -> Tensor:
         """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in the queries' dtype, computed in the weights'."""
-        self._check(space_time_tokens, queries)
+        self.check(space_time_tokens, queries, question)
         dtype = self.layers[0].get_parameter("mixer.in_proj.weight").dtype  # some parameters may be wider: IN_FLOAT32
         grid = space_time_tokens.to(dtype)  # (B, T, H, W, C)
         compressed = queries.to(dtype).flatten(1, 2)  # (B, Q, C)
@@ -128,15 +128,6 @@ class MambaCompressor(nn.Module):
         if self.query_position == "appended":
             return torch.arange(num_space_time, num_space_time + num_queries)
         return query_positions(num_space_time, num_queries)
-
-    def _check(self, space_time_tokens: Tensor, queries: Tensor) -> None:
-        C = self.hidden_size
-        fits = space_time_tokens.dim() == 5 and queries.dim() == 4 and len(space_time_tokens) == len(queries)
-        if not fits or space_time_tokens.shape[-1] != C or queries.shape[-1] != C:
-            raise BimbaError(
-                f"compressor: expected space-time tokens (B, T, H, W, {C}) and queries (B, T', Q', {C}), "
-                f"received {tuple(space_time_tokens.shape)} and {tuple(queries.shape)}."
-            )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from bimba.model.compressor._base import Compressor
 
 
-class PoolCompressor(nn.Module):
+class PoolCompressor(Compressor):
     """Average pooling made the queries already; nothing is learned."""
 
     def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
+        super().__init__(hidden_size)
 
-    def forward(self, space_time_tokens: Tensor, queries: Tensor) -> Tensor:
+    def forward(self, space_time_tokens: Tensor, queries: Tensor, question: Tensor | None = None) -> Tensor:
         """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C), the queries unchanged."""
+        self.check(space_time_tokens, queries, question)
         return queries
 
 

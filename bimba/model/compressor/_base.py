@@ -1,0 +1,57 @@
+"""What every compressor is: the base class of the files beside this one."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bimba.types import BimbaError
+
+
+class Compressor(nn.Module):
+    """Space-time tokens and the queries pooled from them go in, refined queries come out.
+
+    A subclass has ``forward(space_time_tokens, queries, question=None)`` of shapes (B, T, H, W, C), (B, T', Q', C) and
+    (B, P, C) -> (B, T', Q', C), begins it with :meth:`check`, and returns the queries' dtype. No sample of a batch may
+    see another. Fresh, it should return the queries as they are (``reset_parameters``), so that a training starts from
+    the pooled model.
+
+    Args:
+        hidden_size: C.
+        question_conditioned: the embedded question comes with each call, so that what is kept depends on what is asked.
+            A subclass that cannot do this does not have the option.
+    """
+
+    def __init__(self, hidden_size: int, question_conditioned: bool = False) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.question_conditioned = question_conditioned
+
+    def reset_parameters(self) -> None:
+        """Sets every weight to its start; called after transformers has set them its own way."""
+
+    def check(self, space_time_tokens: Tensor, queries: Tensor, question: Tensor | None = None) -> None:
+        """Raises ``BimbaError`` for inputs of wrong shapes, a missing question, and one that nobody reads."""
+        C = self.hidden_size
+        fits = space_time_tokens.dim() == 5 and queries.dim() == 4 and len(space_time_tokens) == len(queries)
+        if not fits or space_time_tokens.shape[-1] != C or queries.shape[-1] != C:
+            raise BimbaError(
+                f"compressor: expected space-time tokens (B, T, H, W, {C}) and queries (B, T', Q', {C}), "
+                f"received {tuple(space_time_tokens.shape)} and {tuple(queries.shape)}."
+            )
+        if not self.question_conditioned:
+            if question is not None:
+                raise BimbaError(
+                    "compressor: received a question, but was built without question_conditioned=true, which "
+                    "its weights would have to be trained with."
+                )
+            return
+        if question is None or question.dim() != 3 or question.shape[1] == 0:
+            received = "none" if question is None else tuple(question.shape)
+            raise BimbaError(
+                f"compressor: question_conditioned=true needs the embedded question, (B, P, {C}) with at least one "
+                f"token; received {received}."
+            )
+        if len(question) != len(queries) or question.shape[-1] != C:
+            raise BimbaError(
+                f"compressor: expected a question ({len(queries)}, P, {C}), received {tuple(question.shape)}."
+            )
