@@ -76,11 +76,11 @@ def fit(cfg: DictConfig) -> L.Trainer:
     deal_out = partial(shard, precision=str(trainer.precision))
     if isinstance(trainer.strategy, ShardedStrategy) and cfg.checkpoint is not None:
         model, processor, tensors = outline_model(settings, cfg.checkpoint, cfg.base)
-        set_trainable(model, settings.tuning, settings.lora, partial(to_meta, tensors=tensors))
+        set_trainable(model, settings.tuning, settings.lora, partial(to_meta, tensors=tensors), settings.frozen)
         deal_out = partial(deal_out, tensors=tensors)
     else:
         model, processor = build_model(settings, cfg.checkpoint, cfg.base)
-        set_trainable(model, settings.tuning, settings.lora)
+        set_trainable(model, settings.tuning, settings.lora, frozen=settings.frozen)
     batch_size = samples_per_pass(cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size)
     data = instantiate(cfg.data, processor=processor, batch_size=batch_size, _convert_="all")
     ask_as_in(data.recipe, model, processor)

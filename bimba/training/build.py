@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ class ModelSettings:
         config: keyword arguments of ``BimbaConfig``, without the compressor. None of them: as the checkpoint says, or
             ``BimbaConfig``'s default where there is none.
         compressor: the node ``model.compressor``.
-        tuning, lora: see ``bimba.training.trainable``.
+        tuning, lora, frozen: see ``bimba.training.trainable``.
         compile: the layers of compressor and language model by torch.compile.
     """
 
@@ -63,6 +63,7 @@ class ModelSettings:
     tuning: str
     lora: dict[str, Any] | None
     compile: bool = False
+    frozen: Sequence[str] = ()
 
     @classmethod
     def from_node(cls, node: Mapping[str, Any]) -> ModelSettings:

@@ -183,6 +183,8 @@ class MuonWithAdamW(Optimizer):
         others = [group for group in groups if group["name"] != "matrices"]
         # match_rms_adamw: an update has the size that AdamW's would have, so that rates compare.
         self._muon = Muon(matrices, lr=settings.matrix_lr or 0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        # AdamW takes no empty list, but a group without parameters: matrices may be all that is trained.
+        others = others or [{"name": "base", "lr": settings.lr, "weight_decay": 0.0, "params": []}]
         self._adamw = AdamW(others, lr=settings.lr, betas=settings.betas, eps=settings.eps)
         super().__init__(self._adamw.param_groups + self._muon.param_groups, {})
         self._share()

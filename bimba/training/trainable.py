@@ -12,13 +12,14 @@ language_model              frozen                          trained
 lora (inside it)            trained                         absent
 ==========================  ==============================  ========
 
-``lora`` is the recipe of the paper at every size; ``full`` is how the tiny base itself was made.
+``lora`` is the recipe of the paper at every size; ``full`` is how the tiny base itself was made. ``model.frozen`` names
+parts that stay as they are all the same.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,7 @@ def set_trainable(
     tuning: str,
     lora: Mapping[str, Any] | None,
     before_casting: Callable[[nn.Module], None] = lambda model: None,
+    frozen: Collection[str] = (),
 ) -> None:
     """Freezes and frees the parameters of ``model``, adds the adapters, keeps everything trained in float32.
 
@@ -82,19 +84,24 @@ def set_trainable(
         tuning: "lora" or "full".
         lora: the keys of ``LoraSettings``; only read when ``tuning`` is "lora".
         before_casting: what else is to be done to the model, adapters already in it.
+        frozen: parts (of ``PARTS``) that are not trained although ``tuning`` would.
 
     Raises:
-        BimbaError: unknown tuning, missing or unknown LoRA keys, or no layer matches.
+        BimbaError: unknown tuning or part, missing or unknown LoRA keys, or no layer matches.
     """
     if tuning not in TUNINGS:
         raise BimbaError(f"model.tuning is {tuning!r}; expected one of {', '.join(TUNINGS)}.")
+    if unknown := sorted(set(frozen) - set(PARTS)):
+        raise BimbaError(f"model.frozen has {', '.join(unknown)}; expected some of {', '.join(PARTS)}.")
     if tuning == "lora":
         settings = _lora_settings(lora)
         for part in ("language_model", "vision_tower") if settings.vision_tower else ("language_model",):
             add_lora(model.get_submodule(part), settings, part)
     before_casting(model)
     for name, parameter in model.named_parameters():
-        chosen = tuning == "full" or part_of(name) in ("vision_lora", "projector", "compressor", "lora")
+        part = part_of(name)
+        chosen = tuning == "full" or part in ("vision_lora", "projector", "compressor", "lora")
+        chosen = chosen and part not in frozen
         parameter.requires_grad = chosen and not name.startswith(UNREAD)
         if parameter.requires_grad:
             # A half-precision weight cannot hold an update a thousand times smaller than itself.

@@ -77,6 +77,7 @@ def model_node(**changes: Any) -> dict[str, Any]:
         "dtype": "float32",
         "gradient_checkpointing": False,
         "compile": False,
+        "frozen": [],
         "config": SIZES,
         "compressor": None,
         "tuning": "lora",

@@ -112,6 +112,19 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
 
 
+def test_muon_trains_matrices_alone_if_nothing_else_is_to_be_trained():
+    model = model_with_compressor("lora")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "lora_" in name
+    optimizer, _ = build_optimizer(model, OptimizerSettings(lr=1e-3, matrix_lr=5e-3, warmup_ratio=0.0), 4)
+    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in adapters]
+    for parameter in adapters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert not any(torch.equal(parameter, old) for parameter, old in zip(adapters, before, strict=True))
+
+
 def test_the_cosine_is_the_one_the_original_was_trained_with():
     from transformers import get_cosine_schedule_with_warmup
 

@@ -23,6 +23,14 @@ def test_lora_trains_adapters_projector_and_compressor_only():
     assert trained_names(model) == expected
 
 
+def test_a_part_can_be_kept_as_it_is():
+    model, _ = tiny_model()
+    set_trainable(model, "lora", LORA, frozen=["projector"])
+    assert {part_of(name) for name in trained_names(model)} == {"lora"}
+    with pytest.raises(BimbaError, match=r"model\.frozen has eyes; expected some of .*projector"):
+        set_trainable(model, "lora", LORA, frozen=["eyes"])
+
+
 def test_adapters_of_the_vision_tower_are_an_option_and_a_part_of_their_own():
     model, _ = tiny_model()
     set_trainable(model, "lora", {**LORA, "vision_tower": True})
