@@ -130,7 +130,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
 
     from bimba.training.checkpointing import WholeFiles
 
-    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]  # null: without it
     loggers = [instantiate(node) for node in cfg.logger.values()]
     saves_state = any(isinstance(callback, Checkpoint) for callback in callbacks)
     return instantiate(
