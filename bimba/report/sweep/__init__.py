@@ -1,0 +1,5 @@
+"""``bimba report``: the runs of a sweep as one page, Markdown, plots, CSV and JSON.
+
+``collect`` finds the runs, ``cell`` and ``answers`` read one, ``configs`` and ``label`` say what differs between them,
+``statistics`` what that proves, ``summary`` puts it together, ``tables``, ``plots`` and ``page`` show it.
+"""
