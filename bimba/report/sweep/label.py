@@ -93,7 +93,5 @@ def _shortened(keys: Iterable[str]) -> dict[str, str]:
     for key in names:
         parts = key.split(".")
         endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-        found[key] = next(
-            ending for ending in endings if sum(f".{name}".endswith(f".{ending}") for name in names) == 1
-        )
+        found[key] = next(ending for ending in endings if sum(f".{name}".endswith(f".{ending}") for name in names) == 1)
     return found

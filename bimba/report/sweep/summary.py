@@ -179,7 +179,9 @@ def _score(group: Group, evaluation: str, task: str) -> Score:
     }
     by_length = {}
     for length in sorted({length for one in answers.values() for length in one.lengths.values()}):
-        part = [{q: right for q, right in one.right.items() if one.lengths.get(q) == length} for one in answers.values()]
+        part = [
+            {q: right for q, right in one.right.items() if one.lengths.get(q) == length} for one in answers.values()
+        ]
         if all(part):
             by_length[length] = statistics.accuracy(part)
     estimate = statistics.accuracy([one.right for one in answers.values()])
