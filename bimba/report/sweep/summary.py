@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +50,7 @@ class Score:
     label: Label
     evaluation: str
     task: str
-    answers: dict[Hashable, TaskAnswers]
+    answers: dict[str, TaskAnswers]
     estimate: Estimate
     by_length: dict[int, Estimate] = field(default_factory=dict)
 
@@ -131,13 +132,7 @@ def summarise(cells: Sequence[Cell], baseline: str = "pool", primary: str | None
     groups, replaced = _groups(finished)
     kept = [cell for group in groups for cell in group.cells]
     primary = _primary(kept, primary)
-    scores = [
-        _score(group, evaluation, task)
-        for evaluation in sorted(_evaluations(kept), key=lambda name: (name != primary, name))
-        for task in dict.fromkeys(t for cell in kept if evaluation in cell.evaluations for t in cell.evaluations[evaluation].tasks)
-        for group in groups
-        if any(task in cell.evaluations[evaluation].tasks for cell in group.cells if evaluation in cell.evaluations)
-    ]  # fmt: skip
+    scores = [score for name in _ordered(kept, primary) for score in _scores(groups, name)]
     comparisons, apart = _compare(scores, baseline)
     return Sweep(groups, others, scores, comparisons, primary, baseline, replaced, apart)
 
@@ -171,6 +166,28 @@ def _primary(cells: Sequence[Cell], asked: str | None) -> str:
     return "test" if "test" in names else names.most_common(1)[0][0]
 
 
+def _ordered(cells: Sequence[Cell], primary: str) -> list[str]:
+    """The evaluations: the primary one, then the others as people count: frames_8 before frames_16."""
+
+    def order(name: str) -> tuple[Any, ...]:
+        parts = re.split(r"(\d+)", name)  # words and numbers in turns
+        return (name != primary, *(int(part) if part.isdecimal() else part for part in parts))
+
+    return sorted(_evaluations(cells), key=order)
+
+
+def _scores(groups: Sequence[Group], evaluation: str) -> list[Score]:
+    """All tasks of an evaluation, each with all labels that have it."""
+    having = [(group, [cell for cell in group.cells if evaluation in cell.evaluations]) for group in groups]
+    tasks = dict.fromkeys(task for _, cells in having for cell in cells for task in cell.evaluations[evaluation].tasks)
+    return [
+        _score(group, evaluation, task)
+        for task in tasks
+        for group, cells in having
+        if any(task in cell.evaluations[evaluation].tasks for cell in cells)
+    ]
+
+
 def _score(group: Group, evaluation: str, task: str) -> Score:
     answers = {
         str(cell.seed): cell.evaluations[evaluation].tasks[task]
@@ -185,7 +202,7 @@ def _score(group: Group, evaluation: str, task: str) -> Score:
         if all(part):
             by_length[length] = statistics.accuracy(part)
     estimate = statistics.accuracy([one.right for one in answers.values()])
-    return Score(group.label, evaluation, task, dict(answers), estimate, by_length)
+    return Score(group.label, evaluation, task, answers, estimate, by_length)
 
 
 def _compare(scores: Sequence[Score], baseline: str) -> tuple[list[Comparison], list[str]]:

@@ -14,6 +14,7 @@ from bimba.report.sweep.statistics import Estimate
 from bimba.report.sweep.summary import Sweep
 
 NOTHING = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -46,7 +47,7 @@ def accuracy_tables(sweep: Sweep) -> list[Table]:
         for group in sweep.groups:
             own = [found.get((group.label, name)) for name in names]
             if any(own):
-                compression = NOTHING if group.compression is None else f"{digits(group.compression)}×"
+                compression = NOTHING if group.compression is None else f"{digits(group.compression)}{TIMES}"
                 shown = [NOTHING if one is None else interval(one.estimate) for one in own]
                 settings = [_value(group.label, key) for key in keys]
                 rows.append([group.label.compressor, *settings, compression, str(len(group.cells)), *shown])
