@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from bimba.report.sweep.costs import COSTS, Frontier, digits, mean, values
 from bimba.report.sweep.plots import LIMITS, task_name
 from bimba.report.sweep.style import FAINT, Picture, drawing, guessing, guessing_entry, legend, looks, panels
 from bimba.report.sweep.summary import Group, Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHOWN = ("train_seconds", "ms_per_video", "tokens_per_second", "peak_memory_mib", "gpu_peak_memory_mib")
 SMOOTHED = 40  # a point of a curve is the mean over this part of the run
@@ -31,7 +35,8 @@ def frontier_plot(sweep: Sweep, found: Sequence[Frontier]) -> Picture | None:
                 look, e = own[label.name], score.estimate
                 axes.errorbar(
                     *(price, 100 * e.mean, [[100 * (e.mean - e.low)], [100 * (e.high - e.mean)]]),
-                    color=look.colour, marker=look.marker, markersize=7, elinewidth=1.2, capsize=2, linestyle="", zorder=3,
+                    color=look.colour, marker=look.marker, linestyle="",
+                    markersize=7, elinewidth=1.2, capsize=2, zorder=3,
                 )  # fmt: skip
             best = [next(point for point in one.points if point[0] == label) for label in one.best]
             x, y = [price for _, price, _ in best], [100 * score.estimate.mean for *_, score in best]
@@ -73,9 +78,7 @@ def cost_plot(sweep: Sweep) -> Picture | None:
                     ends = values(sweep, group, cost)
                     axes.plot([min(ends), max(ends)], [y, y], color="black", linewidth=1.4)
                     axes.text(max(ends) + 0.02 * largest, y, digits(middle), va="center", fontsize=9)
-            axes.set(
-                title=cost.title, xlabel=cost.unit.removeprefix("/") and _unit(cost.unit), xlim=(0, 1.22 * largest)
-            )
+            axes.set(title=cost.title, xlabel=_unit(cost.unit), xlim=(0, 1.22 * largest))
             axes.set_yticks(range(len(names)), names if i % 2 == 0 else [""] * len(names))
             axes.set_ylim(len(names) - 0.4, -0.6)
             axes.tick_params(axis="y", length=0)
@@ -142,7 +145,7 @@ def _last(group: Group) -> str:
     return f"{np.mean([line[-1] for _, line in runs]):.2f}" if runs else "unknown"
 
 
-def _log_losses(axes) -> None:  # type: ignore[no-untyped-def]
+def _log_losses(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from bimba.report.sweep.label import COMPRESSION, FRAMES
 from bimba.report.sweep.statistics import Estimate
-from bimba.report.sweep.style import Look, Picture, drawing, guessing, guessing_entry, legend, looks, panels, plain_axis
+from bimba.report.sweep.style import (
+    FAINT,
+    Look,
+    Picture,
+    drawing,
+    guessing,
+    guessing_entry,
+    legend,
+    looks,
+    panels,
+    plain_axis,
+)
 from bimba.report.sweep.summary import Score, Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
 
 Point = tuple[float, Estimate]
 Lines = dict[str, list[Point]]  # name of a line -> its points
@@ -140,10 +155,10 @@ def _looks_of(sweep: Sweep, found: Mapping[str, Lines]) -> dict[str, Look]:
     return {line: of_labels[first[line]] for line in names} if len(set(taken)) == len(taken) else looks(names)
 
 
-def _seed_entry():  # type: ignore[no-untyped-def]
+def _seed_entry() -> Artist:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color="#6b7480", marker=".", linestyle="", markersize=5, label="one seed")
+    return Line2D([], [], color=FAINT, marker=".", linestyle="", markersize=5, label="one seed")
 
 
 def _said(scores: Sequence[Score]) -> str:
