@@ -9,7 +9,17 @@ import numpy as np
 
 from bimba.report.sweep.costs import COSTS, Frontier, digits, mean, values
 from bimba.report.sweep.plots import LIMITS, task_name
-from bimba.report.sweep.style import FAINT, Picture, drawing, guessing, guessing_entry, legend, looks, panels
+from bimba.report.sweep.style import (
+    FAINT,
+    Picture,
+    drawing,
+    guessing,
+    guessing_entry,
+    legend,
+    looks,
+    panels,
+    plain_axis,
+)
 from bimba.report.sweep.summary import Group, Sweep
 
 if TYPE_CHECKING:
@@ -44,7 +54,7 @@ def frontier_plot(sweep: Sweep, found: Sequence[Frontier]) -> Picture | None:
             guessing(axes, one.points[0][2].chance)
             prices = [price for _, price, _ in one.points]
             if max(prices) > WIDE * min(prices) > 0:
-                axes.set_xscale("log")
+                plain_axis(axes, prices, log=True)
             else:
                 axes.set_xlim(0, 1.08 * max(prices))
             unit = f" ({one.cost.unit})" if one.cost.unit else ""

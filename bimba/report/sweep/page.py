@@ -17,15 +17,15 @@ from bimba.report.sweep.tables import Table
 PLOTS = "plots"  # the folder of the pictures, beside the pages
 
 INTERVALS = (
-    "Intervals hold at 95 %, over seeds and questions both: a two-way analysis of variance gives the variance of the mean "
-    "and its degrees of freedom (Hillis 2007), and Wilson's formula with that t and the number of independent questions "
-    "that have that variance gives the interval. With one seed it is Wilson's over the questions, and says nothing of "
-    "other seeds. Several questions about one video count as independent."
+    "Intervals hold at 95 %, over seeds and questions both: a two-way analysis of variance gives the variance of the "
+    "mean and its degrees of freedom (Hillis 2007), and Wilson's formula with that t and the number of independent "
+    "questions that have that variance gives the interval. With one seed it is Wilson's over the questions, and says "
+    "nothing of other seeds. Several questions about one video count as independent."
 )
 PAIRS = (
-    "A difference is taken question by question between two runs of the same seed, and then over seeds and questions as "
-    "above. “Better” and “worse” mean that the 95 % interval leaves out 0; each interval is for itself, so of twenty "
-    "comparisons without any difference one says so by chance."
+    "A difference is taken question by question between two runs of the same seed, and then over seeds and questions "
+    "as above. “Better” and “worse” mean that the 95 % interval leaves out 0; each interval is for itself, so of "
+    "twenty comparisons without any difference one says so by chance."
 )
 FRONTIER = (
     "On the frontier is what no other label beats in both: none is as accurate for less, or as cheap and more accurate."

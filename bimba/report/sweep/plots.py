@@ -74,7 +74,7 @@ def compression_plot(sweep: Sweep) -> Picture | None:
     scores = [score for score in sweep.scores if score.evaluation == sweep.primary]
     found = _by_axis(scores, lambda score: ratios[score.label], COMPRESSION)
     title = f"Accuracy against compression (evaluation {sweep.primary})"
-    x_label = "patch tokens for each token that the language model reads"
+    x_label = "patch tokens per visual token"
     return _lines(sweep, "compression", title, found, x_label, log=True)
 
 
@@ -150,7 +150,10 @@ def _looks_of(sweep: Sweep, found: Mapping[str, Lines]) -> dict[str, Look]:
     """A label keeps its look in all plots; lines that stand for several labels have that of their first."""
     of_labels = looks(group.label.name for group in sweep.groups)
     names = dict.fromkeys(line for lines in found.values() for line in lines)
-    first = {line: next((g.label.name for g in sweep.groups if g.label.name.startswith(line)), "") for line in names}
+    first = {
+        line: next((g.label.name for g in sweep.groups if f"{g.label.name} ".startswith(f"{line} ")), "")
+        for line in names
+    }
     taken = [first[line] for line in names]
     return {line: of_labels[first[line]] for line in names} if len(set(taken)) == len(taken) else looks(names)
 

@@ -125,12 +125,16 @@ def guessing_entry() -> Artist:
 
 def plain_axis(axes: Axes, values: Iterable[float], log: bool) -> None:
     """An x axis whose marks are the values that there are, written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     there = sorted(set(values))
     if log:
-        axes.set_xscale("log", base=2)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     if len(there) <= 8:
-        axes.set_xticks(there, [f"{value:,.0f}" if value >= 10 else f"{value:.3g}" for value in there])
-    axes.minorticks_off()
+        axes.set_xticks(there)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.3g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _longest(handles: Sequence[Any]) -> int:
