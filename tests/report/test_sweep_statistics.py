@@ -51,7 +51,7 @@ def test_all_right_or_all_wrong_is_not_certain(right, bound):
 
 
 def test_intervals_hold_as_often_as_they_say():
-    """Seeds and questions that differ, 300 sweeps of 3 seeds: 95 % of the intervals hold; pooling holds in far fewer."""
+    """Seeds and questions that differ, 300 sweeps of 3 seeds: intervals hold in 95 %, pooled ones in far fewer."""
     rng = np.random.default_rng(0)
 
     def chances(seeds: int, questions: int) -> np.ndarray:
