@@ -76,7 +76,7 @@ def test_markdown_has_the_same_tables_and_pictures(out):
     assert len(pictures) == len(PICTURES) and all((out / picture).is_file() for picture in pictures)
     assert r"| worse | mamba | 3 | failed | aaaaaaaaaa | no more memory \<script\>\|x\|\</script\> |" in text
     rows = [line for line in text.splitlines() if line.startswith("| mamba |")]
-    assert rows[0].startswith(r"| mamba | 16× | 2 | 87.5 \[")
+    assert rows[0].startswith("| mamba | 16\N{MULTIPLICATION SIGN} | 2 | 87.5 \\[")
     page = Page((out / "report.html").read_text())
     for row in rows:
         for cell in row.strip("| ").split(" | "):

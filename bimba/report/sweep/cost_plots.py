@@ -122,8 +122,11 @@ def curve_plot(sweep: Sweep) -> Picture | None:
                     axes.plot(steps, scale * line, color=look.colour, linewidth=0.7, alpha=0.35)
                 if runs:
                     steps, line = mean_curve(runs)
-                    marks = {"marker": look.marker, "markersize": 5, "markevery": max(1, len(steps) // 6)}
-                    axes.plot(steps, scale * line, color=look.colour, linewidth=1.8, linestyle=look.line, **marks)
+                    axes.plot(
+                        *(steps, scale * line),
+                        color=look.colour, linewidth=1.8, linestyle=look.line,
+                        marker=look.marker, markersize=5, markevery=max(1, len(steps) // 6),
+                    )  # fmt: skip
             axes.set(title=key, xlabel="optimizer step", ylabel=text)
             if key.endswith("loss") and lowest > 0:
                 _log_losses(axes)

@@ -59,7 +59,7 @@ class Picture:
     def __init__(self, name: str, title: str, description: str, figure: Figure):
         self.name = name
         self.title = title
-        self.description = description
+        self.description = f"{title}. {description}."
         self._figure = figure
 
     def drawn(self, kind: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -16,7 +17,7 @@ def log_to_wandb(project: str, out: Path, sweep: Sweep, page: Page) -> None:
     """Logs one run, to the folder ``wandb`` in ``out``; to the server only where ``WANDB_MODE`` says ``online``."""
     import wandb
 
-    mode = "online" if os.environ.get("WANDB_MODE") == "online" else "offline"
+    mode: Literal["online", "offline"] = "online" if os.environ.get("WANDB_MODE") == "online" else "offline"
     with wandb.init(
         project=project, dir=str(out), mode=mode, job_type="report", config={"cells": len(sweep.cells)}
     ) as run:
