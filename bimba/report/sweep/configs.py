@@ -25,7 +25,7 @@ def defaults_of(compressors: Iterable[str]) -> tuple[dict[str, dict[str, Any]], 
     from omegaconf import OmegaConf
 
     roots = (Path(bimba.report.__path__[0]).parents[1], Path.cwd())
-    conf = next((root / "conf" for root in roots if (root / "conf" / "train.yaml").is_file()), None)
+    conf = next((root / "conf" for root in roots if (root / "conf" / "model" / "compressor").is_dir()), None)
     if conf is None:
         return {}, "There is no folder conf here, so the settings are not compared with the default."
     found, unknown = {}, []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bimba.report.sweep.costs import COSTS, Frontier, digits, mean, values
+from bimba.report.sweep.group import Group
 from bimba.report.sweep.plots import LIMITS, task_name
 from bimba.report.sweep.style import (
     FAINT,
@@ -20,7 +21,7 @@ from bimba.report.sweep.style import (
     panels,
     plain_axis,
 )
-from bimba.report.sweep.summary import Group, Sweep
+from bimba.report.sweep.summary import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bimba.report.sweep.cell import Cell
+from bimba.report.sweep.group import Group
 from bimba.report.sweep.label import Label
+from bimba.report.sweep.scores import Score
 from bimba.report.sweep.statistics import pareto
-from bimba.report.sweep.summary import Group, Score, Sweep
+from bimba.report.sweep.summary import Sweep
 
 
 @dataclass(frozen=True)

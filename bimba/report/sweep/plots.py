@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bimba.report.sweep.label import COMPRESSION, FRAMES
+from bimba.report.sweep.scores import Score
 from bimba.report.sweep.statistics import Estimate
 from bimba.report.sweep.style import (
     FAINT,
@@ -19,7 +20,7 @@ from bimba.report.sweep.style import (
     panels,
     plain_axis,
 )
-from bimba.report.sweep.summary import Score, Sweep
+from bimba.report.sweep.summary import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
