@@ -56,6 +56,7 @@ def frontier_plot(sweep: Sweep, found: Sequence[Frontier]) -> Picture | None:
             prices = [price for _, price, _ in one.points]
             if max(prices) > WIDE * min(prices) > 0:
                 plain_axis(axes, prices, log=True)
+                axes.margins(x=0.1)
             else:
                 axes.set_xlim(0, 1.08 * max(prices))
             unit = f" ({one.cost.unit})" if one.cost.unit else ""
@@ -105,7 +106,7 @@ def cost_plot(sweep: Sweep) -> Picture | None:
 def curve_plot(sweep: Sweep) -> Picture | None:
     """Loss while training, smoothed, and validation where there was some; each seed thin, their mean bold."""
     wanted = (("train/loss", "training loss (nats per token)"), ("val/loss", "validation loss (nats per token)"),
-              ("val/accuracy", "validation: answer tokens right (%)"))  # fmt: skip
+              ("val/accuracy", "answer tokens right (%)"))  # fmt: skip
     shown = [(key, text) for key, text in wanted if any(key in cell.curves for cell in sweep.cells)]
     if not shown:
         return None

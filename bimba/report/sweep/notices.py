@@ -8,6 +8,8 @@ from typing import Any
 from bimba.report.sweep.cell import Cell
 from bimba.report.sweep.summary import Sweep
 
+LISTED = 8  # comparisons that there are not
+
 
 def notices(sweep: Sweep) -> list[str]:
     """The grave ones begin with a word in capitals."""
@@ -33,7 +35,8 @@ def notices(sweep: Sweep) -> list[str]:
             f"ONE SEED: {', '.join(single)}. Their intervals hold for other questions, not for other training runs."
         )
     if sweep.apart:
-        found.append(f"NOT COMPARED with {sweep.baseline}: {'; '.join(sweep.apart)}.")
+        more = f"; and {len(sweep.apart) - LISTED} more" if len(sweep.apart) > LISTED else ""
+        found.append(f"NOT COMPARED with {sweep.baseline}: {'; '.join(sweep.apart[:LISTED])}{more}.")
     return found
 
 

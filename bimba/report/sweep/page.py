@@ -31,6 +31,8 @@ FRONTIER = (
     "On the frontier is what no other label beats in both: none is as accurate for less, or as cheap and more accurate."
 )
 
+DEFAULT = "The default is conf/train.yaml with the cell's compressor, as it is now."
+
 
 @dataclass(frozen=True)
 class Section:
@@ -43,8 +45,8 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def is_empty(self) -> bool:
-        return not (self.pictures or self.tables)
+    def is_shown(self) -> bool:
+        return bool(self.pictures or self.tables) or self.name == "settings"  # that there are none says something
 
 
 @dataclass(frozen=True)
@@ -77,36 +79,25 @@ def make_page(sweep: Sweep, defaults: Mapping[str, Mapping[str, Any]], remark: s
     lines = [plots.frames_plot(sweep), plots.compression_plot(sweep), plots.length_plot(sweep)]
     frontier = tables.frontier_table(weighed)
     comparison = tables.comparison_table(sweep)
+    settings = tables.settings_tables(sweep, defaults)
+    compared = [remark or ("" if settings else "There are none."), DEFAULT]
     sections = [
         Section("accuracy", "Accuracy", _there(plots.accuracy_plot(sweep)), tables.accuracy_tables(sweep), [INTERVALS]),
         Section("comparison", f"Against {sweep.baseline}", [], _there(comparison), [PAIRS]),
         Section("difficulty", "Frames, compression, needles", _there(*lines), tables.length_tables(sweep)),
         Section(
-            "frontier",
-            "Cost against accuracy",
-            _there(cost_plots.frontier_plot(sweep, weighed)),
-            _there(frontier),
+            *("frontier", "Cost against accuracy", _there(cost_plots.frontier_plot(sweep, weighed)), _there(frontier)),
             [FRONTIER],
         ),
         Section("costs", "Time and memory", _there(cost_plots.cost_plot(sweep)), [tables.cost_table(sweep)]),
         Section("loss", "Learning", _there(cost_plots.curve_plot(sweep))),
-        Section(
-            "settings",
-            "Settings that are not the default",
-            [],
-            tables.settings_tables(sweep, defaults),
-            [
-                text
-                for text in (remark, "The default is conf/train.yaml with the cell's compressor, as it is now.")
-                if text
-            ],
-        ),
+        Section("settings", "Settings that are not the default", [], settings, [note for note in compared if note]),
         Section("cells", "Cells", [], [tables.cell_table(sweep)]),
     ]
-    labels, cells = len(sweep.groups), len(sweep.cells)
+    labels, cells = _number(len(sweep.groups), "label"), _number(len(sweep.cells), "finished cell")
     names = ", ".join(dict.fromkeys(group.label.compressor for group in sweep.groups))
-    about = f"{cells} finished cells under {labels} labels. Accuracies in percent, differences in points."
-    return Page(f"Sweep: {names}", about, command, notices(sweep), [s for s in sections if not s.is_empty])
+    about = f"{cells} under {labels}. Accuracies in percent, differences in points."
+    return Page(f"Sweep: {names}", about, command, notices(sweep), [one for one in sections if one.is_shown])
 
 
 def rendered(page: Page) -> dict[str, str]:
@@ -123,6 +114,10 @@ def _markdown(table: Table) -> str:
     rows = [[plain(cell) for cell in row] for row in (table.columns, *table.rows)]
     rows.insert(1, ruler)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def _there(*things: Any) -> list[Any]:

@@ -80,6 +80,8 @@ def _score(group: Group, evaluation: str, task: str) -> Score:
 
 def compare(scores: Sequence[Score], baseline: str) -> tuple[list[Comparison], list[str]]:
     """Each score against the baseline's in the same task and evaluation, and with the same other settings."""
+    if all(score.label.compressor != baseline for score in scores):
+        return [], ["no finished cell has it"] if scores else []
     found, apart = [], []
     for score in scores:
         if score.label.compressor == baseline:
