@@ -7,8 +7,9 @@ import json
 import pytest
 from sweep_folder import CODE, write_run
 
-from bimba.report.sweep.cell import FAILED, UNFINISHED, read_cell
+from bimba.report.sweep.cell import FAILED, FINISHED, UNFINISHED, Cell, read_cell
 from bimba.report.sweep.collect import find_runs
+from bimba.report.sweep.configs import changes_of, defaults_of, shared_changes
 from bimba.report.sweep.label import label_cells
 from bimba.report.sweep.notices import notices
 from bimba.report.sweep.summary import summarise
@@ -96,6 +97,28 @@ def test_labels_are_what_varies_within_a_compressor_and_seeds_are_replicas(tmp_p
         *(("pool1", "pool"), ("pool2", "pool")),
     ]
     assert label_cells(cells)[0].without(("reduction",)) == "mamba"
+
+
+def test_a_cell_is_compared_with_the_default_that_has_its_compressor(tmp_path):
+    defaults, remark = defaults_of(["mamba", "pool"])
+    assert remark == "" and "model.compressor.d_state" not in defaults["pool"]
+    of_this_run = {"seed": 7, "paths.run_dir": "elsewhere", "resume": "auto"}
+    pool = Cell("a", tmp_path, FINISHED, config={**defaults["pool"], **of_this_run})
+    assert changes_of(pool, defaults) == []
+    changed = {**of_this_run, "trainer.max_steps": 9, "model.compressor.d_state": 32}
+    mamba = Cell("b", tmp_path, FINISHED, config={**defaults["mamba"], **changed})
+    steps, state = (
+        ("trainer.max_steps", str(defaults["mamba"]["trainer.max_steps"]), "9"),
+        ("model.compressor.d_state", "16", "32"),
+    )
+    assert sorted(changes_of(mamba, defaults)) == sorted([steps, state])
+    longer = Cell("c", tmp_path, FINISHED, config={**defaults["pool"], "trainer.max_steps": 9})
+    assert shared_changes([mamba, longer], defaults) == [steps]
+
+
+def test_a_compressor_that_conf_has_not_is_said_to_be_compared_with_nothing():
+    defaults, remark = defaults_of(["no_such"])
+    assert defaults == {} and "conf/model/compressor has no no_such" in remark
 
 
 def test_mixed_code_is_flagged(tmp_path):
