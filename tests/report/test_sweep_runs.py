@@ -99,6 +99,12 @@ def test_labels_are_what_varies_within_a_compressor_and_seeds_are_replicas(tmp_p
     assert label_cells(cells)[0].without(("reduction",)) == "mamba"
 
 
+def test_a_seed_that_follows_the_seed_is_no_label_and_one_that_does_not_is_the_same_for_all(tmp_path):
+    fixed = {"data.prepare.seed": 0, "model.compressor.name": "a"}
+    cells = [Cell("", tmp_path, FINISHED, config={"seed": n, "data.seed": n, **fixed}) for n in (0, 1, 2)]
+    assert {label.name for label in label_cells(cells)} == {"a"}
+
+
 def test_a_cell_is_compared_with_the_default_that_has_its_compressor(tmp_path):
     defaults, remark = defaults_of(["mamba", "pool"])
     assert remark == "" and "model.compressor.d_state" not in defaults["pool"]

@@ -48,10 +48,16 @@ class Label:
 def label_cells(cells: Sequence[Cell]) -> list[Label]:
     """A label for each cell."""
     configs = [comparable(cell) for cell in cells]
+    follow = {  # references to the seed where the configuration has them resolved
+        key
+        for config in configs
+        for key in config
+        if key.endswith(".seed") and all(cell.config.get(key, cell.seed) == cell.seed for cell in cells)
+    }
     varying: dict[str, list[str]] = {}
     for compressor in dict.fromkeys(cell.compressor for cell in cells):
         own = [config for cell, config in zip(cells, configs) if cell.compressor == compressor]
-        keys = dict.fromkeys(key for config in own for key in config)
+        keys = dict.fromkeys(key for config in own for key in config if key not in follow)
         varying[compressor] = [key for key in keys if len({config.get(key, NONE) for config in own}) > 1]
     shown = _shortened({key for keys in varying.values() for key in keys})
     labels = []
@@ -69,9 +75,7 @@ def comparable(cell: Cell) -> dict[str, str]:
     for key, value in cell.config.items():
         if key in OF_A_RUN or key == "evaluate" or key.startswith(GROUPS_OF_A_RUN):
             continue
-        if isinstance(value, str) and is_reference(value) is False and folder and str(folder) in value:
-            continue
-        if key.endswith(".seed") and value == cell.seed:  # a reference to it, resolved
+        if isinstance(value, str) and not is_reference(value) and folder and str(folder) in value:
             continue
         found[key] = as_text(value)
     return found
