@@ -1,5 +1,5 @@
 """The console script ``bimba``: ``ask`` a video something, ``convert`` a checkpoint, ``doctor`` examines this machine,
-``data check`` examines training data.
+``data check`` examines training data, ``report`` makes one page of a sweep's runs.
 
 ``egoschema-submission`` makes a file for Kaggle of an evaluation's answers, ``prepare`` looks after a benchmark's data.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     submission.set_defaults(run=run_egoschema_submission)
 
     check = _add_data_check(commands)
+    report = _add_report(commands)
 
     prepare = commands.add_parser(
         "prepare",
@@ -102,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run_doctor)
-    for command in (ask, convert, submission, check, prepare, doctor):
+    for command in (ask, convert, submission, check, report, prepare, doctor):
         # Also after the command's name; SUPPRESS keeps it from undoing the one before.
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
@@ -134,6 +136,39 @@ def _add_data_check(commands: Any) -> argparse.ArgumentParser:
     check.add_argument("--html", metavar="FILE", help="write the findings as a page, too")
     check.set_defaults(run=run_data_check)
     return check
+
+
+def _add_report(commands: Any) -> argparse.ArgumentParser:
+    report: argparse.ArgumentParser = commands.add_parser(
+        "report",
+        help="one page of a sweep's runs",
+        description="Collects finished runs of train.py with their evaluations into report.html, report.md, plots, "
+        "cells.csv and report.json: accuracy with intervals over seeds and questions, costs, losses, settings.",
+        epilog="example: bimba report outputs/train/sweep/... --out outputs/report",
+    )
+    report.add_argument("runs", metavar="RUNS", nargs="+", help="run folders, sweep folders, or patterns of them")
+    report.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
+    report.add_argument("--baseline", default="pool", metavar="NAME", help="compared with (default: %(default)s)")
+    report.add_argument("--evaluation", metavar="NAME", help="shown where one is (default: test, or the commonest)")
+    report.add_argument("--wandb", metavar="PROJECT", help="to Weights & Biases too, offline unless WANDB_MODE=online")
+    report.set_defaults(run=run_report)
+    return report
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    from bimba.report.sweep.files import report
+
+    out = Path(arguments.out)
+    command = shlex.join(["bimba", "report", *arguments.runs, "--out", arguments.out])
+    sweep, page = report(arguments.runs, out, arguments.baseline, arguments.evaluation, command)
+    if arguments.wandb:
+        from bimba.report.sweep.tracking import log_to_wandb
+
+        log_to_wandb(arguments.wandb, out, sweep, page)
+    for notice in page.notices:
+        print(notice, file=sys.stderr)
+    print(f"The report on {len(sweep.cells)} finished cells is {out / 'report.html'}.")
+    return 0
 
 
 def run_data_check(arguments: argparse.Namespace) -> int:

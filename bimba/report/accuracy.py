@@ -24,8 +24,10 @@ class TaskScore:
     n: int
 
 
-def wilson_interval(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: float, z: float = Z_95) -> tuple[float, float]:
     """The Wilson score interval of ``correct`` right answers in ``n``; unlike ``p ± z·s`` it stays within [0, 1].
+
+    Both may be fractions: an effective number of questions, for answers that are not independent.
 
     Raises:
         BimbaError: no questions, or more right answers than questions.

@@ -67,7 +67,7 @@ def changed_settings(config: DictConfig) -> list[Change]:
 
 def changes(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> list[Change]:
     """Key, default and value of each setting that is not the default, nested keys with dots; "(none)": not there."""
-    before, after = _flat(defaults), _flat(config)
+    before, after = flat(defaults), flat(config)
     return [
         (key, before.get(key, "(none)"), after.get(key, "(none)"))
         for key in dict.fromkeys([*before, *after])
@@ -113,7 +113,8 @@ def _keys(config: DictConfig) -> dict[str, Any]:
     return values
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by their keys, nested keys with dots; a list is one value."""
     if isinstance(node, Mapping) and node:
-        return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+        return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
     return {prefix.removesuffix("."): node}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -22,7 +23,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
     Raises:
         BimbaError: the folder cannot be written.
     """
-    environment = _environment()
+    environment = page_environment(bounds=bounds, picture_name=picture_name)
     pictures = folder / PICTURES
     try:
         pictures.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,8 @@ def quantity(value: float | int | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
-def _environment() -> Environment:
+def page_environment(**functions: Any) -> Environment:
+    """The templates, with functions that they call by these names."""
     environment = Environment(
         loader=PackageLoader("bimba.report"),
         autoescape=select_autoescape(["html"]),
@@ -90,5 +92,5 @@ def _environment() -> Environment:
     )
     filters = (plain, code_block, percent, points, quantity)
     environment.filters.update({function.__name__: function for function in filters})
-    environment.globals.update(bounds=bounds, picture_name=picture_name)
+    environment.globals.update(functions)
     return environment

@@ -57,6 +57,16 @@ def test_scoring_is_strict(answer, accuracy):
     assert process_results({"answer": "C"}, [answer]) == {"accuracy": accuracy}
 
 
+def test_a_question_says_how_short_its_needles_are(needle_root, tmp_path, monkeypatch):
+    annotations = json.loads((needle_root / "test/annotations.json").read_text())
+    annotations[0]["needles"] = [{"digit": 3, "start": 8, "length": 6}, {"digit": 1, "start": 30, "length": 4}]
+    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(tmp_path))
+    first, second, *_ = load_questions("retrieval")
+    assert (first["num_needles"], first["needle_frames"]) == (2, 4)
+    assert (second["num_needles"], second["needle_frames"]) == (None, None)  # these annotations do not say
+
+
 def test_the_variable_names_the_data_or_its_test_split(needle_root, monkeypatch):
     for root in (needle_root, needle_root / "test"):
         monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(root))

@@ -60,6 +60,9 @@ def find_folder() -> Path:
 def load_questions(task: str) -> list[dict[str, Any]]:
     """The four-option questions of one task, with the absolute path of each one's video.
 
+    ``num_needles`` is how many digits the video shows and ``needle_frames`` for how many frames the shortest of them is
+    visible, both None where the annotations do not say. The harness keeps them with the answers.
+
     Raises:
         BimbaError: no data, or no question of this task.
     """
@@ -68,7 +71,11 @@ def load_questions(task: str) -> list[dict[str, Any]]:
     try:
         samples = json.loads(path.read_text(encoding="utf-8"))
         questions = [
-            {**{column: sample[column] for column in COLUMNS}, "video": str((folder / sample["video"]).resolve())}
+            {
+                **{column: sample[column] for column in COLUMNS},
+                **needle_columns(sample),
+                "video": str((folder / sample["video"]).resolve()),
+            }
             for sample in samples
             if sample["task"] == task
         ]
@@ -80,6 +87,12 @@ def load_questions(task: str) -> list[dict[str, Any]]:
     if not questions:
         raise BimbaError(f"{path} has no {task} question; generate the data again with all three tasks.")
     return questions
+
+
+def needle_columns(sample: dict[str, Any]) -> dict[str, int | None]:
+    """What an annotation says of the digits in its video, as numbers to sort answers by."""
+    lengths = [needle["length"] for needle in sample.get("needles", [])]
+    return {"num_needles": len(lengths) or None, "needle_frames": min(lengths, default=None)}
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[str]:

@@ -1,0 +1,169 @@
+"""Plots of a sweep's accuracies: all labels, and against frames, compression and the length of the needle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from bimba.report.sweep.label import COMPRESSION, FRAMES
+from bimba.report.sweep.scores import Score
+from bimba.report.sweep.statistics import Estimate
+from bimba.report.sweep.style import (
+    FAINT,
+    Look,
+    Picture,
+    drawing,
+    guessing,
+    guessing_entry,
+    legend,
+    looks,
+    panels,
+    plain_axis,
+)
+from bimba.report.sweep.summary import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+
+Point = tuple[float, Estimate]
+Lines = dict[str, list[Point]]  # name of a line -> its points
+LIMITS = (-3, 103)  # percent; marks at 0 and 100 are whole
+
+
+def accuracy_plot(sweep: Sweep) -> Picture | None:
+    """Every label in every task of the primary evaluation, each seed as a faint dot."""
+    tasks = [task for task in sweep.tasks if sweep.of(task, sweep.primary)]
+    if not tasks:
+        return None
+    names = [group.label.name for group in sweep.groups]
+    own = looks(names)
+    with drawing():
+        figure, parts = panels(len(tasks), 3.6, 0.34 * len(names) + 0.9)
+        for i, (axes, task) in enumerate(zip(parts, tasks)):
+            for score in sweep.of(task, sweep.primary):
+                y, look, one = names.index(score.label.name), own[score.label.name], score.estimate
+                axes.plot([100 * one.low, 100 * one.high], [y, y], color=look.colour, linewidth=2.2, zorder=2)
+                if one.seeds > 1:
+                    seeds = [100 * value for value in one.by_seed]
+                    axes.plot(seeds, [y + 0.27] * one.seeds, ".", color=look.colour, alpha=0.7, markersize=4, zorder=2)
+                axes.plot(100 * one.mean, y, look.marker, color=look.colour, markersize=7, zorder=3)
+            guessing(axes, sweep.of(task, sweep.primary)[0].chance, upright=True)
+            axes.set(title=task_name(task), xlabel="questions answered rightly (%)", xlim=LIMITS)
+            axes.set_yticks(range(len(names)), names if i % 3 == 0 else [""] * len(names))
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="y", visible=False)
+        legend(figure, {}, [guessing_entry(), _seed_entry()])
+    return Picture(
+        "accuracy",
+        f"Accuracy with 95 % intervals (evaluation {sweep.primary})",
+        "; ".join(f"{task_name(task)}: {_said(sweep.of(task, sweep.primary))}" for task in tasks),
+        figure,
+    )
+
+
+def frames_plot(sweep: Sweep) -> Picture | None:
+    """Against the number of frames read of a video; None unless there are several."""
+    found = _by_axis(sweep.scores, lambda score: score.num_frames, FRAMES)
+    title = "Accuracy against the number of frames"
+    return _lines(sweep, "frames", title, found, "frames of each video", log=True)
+
+
+def compression_plot(sweep: Sweep) -> Picture | None:
+    """Against the compression, in the primary evaluation; None unless there are several."""
+    ratios = {group.label: group.compression for group in sweep.groups}
+    scores = [score for score in sweep.scores if score.evaluation == sweep.primary]
+    found = _by_axis(scores, lambda score: ratios[score.label], COMPRESSION)
+    title = f"Accuracy against compression (evaluation {sweep.primary})"
+    x_label = "patch tokens per visual token"
+    return _lines(sweep, "compression", title, found, x_label, log=True)
+
+
+def length_plot(sweep: Sweep) -> Picture | None:
+    """Against the length of the needle, in the primary evaluation; None unless there are several."""
+    found: dict[str, Lines] = {}
+    for task in sweep.tasks:
+        lines = {
+            score.label.name: [(float(length), one) for length, one in score.by_length.items()]
+            for score in sweep.of(task, sweep.primary)
+            if score.by_length
+        }
+        if lines:
+            found[task] = lines
+    title = f"Accuracy against the length of the needle (evaluation {sweep.primary})"
+    return _lines(sweep, "needle_length", title, found, "frames for which the shortest needle is visible", log=False)
+
+
+def task_name(task: str) -> str:
+    return task.removeprefix("bimba_")
+
+
+def _by_axis(
+    scores: Sequence[Score], position: Callable[[Score], float | None], axis: Collection[str]
+) -> dict[str, Lines]:
+    """For each task the lines of labels that differ in what the axis shows alone."""
+    found: dict[str, Lines] = {}
+    for score in scores:
+        x = position(score)
+        if x is not None:
+            points = found.setdefault(score.task, {}).setdefault(score.label.without(axis), [])
+            points.append((float(x), score.estimate))
+    return {
+        task: {name: sorted(points, key=lambda p: p[0]) for name, points in of.items()} for task, of in found.items()
+    }
+
+
+def _lines(sweep: Sweep, name: str, title: str, found: Mapping[str, Lines], x_label: str, log: bool) -> Picture | None:
+    """A panel for each task; lines stand a little apart, so that their intervals do."""
+    places = sorted({x for lines in found.values() for points in lines.values() for x, _ in points})
+    if len(places) < 2:
+        return None
+    own = _looks_of(sweep, found)
+    step = (places[-1] - places[0]) / 90
+    with drawing():
+        figure, parts = panels(len(found), 3.7, 3.3)
+        for axes, (task, lines) in zip(parts, found.items()):
+            for line, points in lines.items():
+                aside = list(own).index(line) - (len(own) - 1) / 2
+                x = [at * 1.018**aside if log else at + step * aside for at, _ in points]
+                y = [100 * one.mean for _, one in points]
+                low_high = [[100 * (e.mean - e.low) for _, e in points], [100 * (e.high - e.mean) for _, e in points]]
+                look = own[line]
+                axes.errorbar(
+                    *(x, y, low_high),
+                    color=look.colour, marker=look.marker, linestyle=look.line,
+                    markersize=6, linewidth=1.6, elinewidth=1.2, capsize=2,
+                )  # fmt: skip
+            chances = [score.chance for score in sweep.scores if score.task == task]
+            guessing(axes, sum(chances) / len(chances))
+            axes.set(title=task_name(task), xlabel=x_label, ylabel="questions answered rightly (%)", ylim=LIMITS)
+            plain_axis(axes, places, log)
+        legend(figure, own, [guessing_entry()])
+    told = "; ".join(
+        f"{task_name(task)}, {line}: " + ", ".join(f"{100 * one.mean:.0f} % at {at:g}" for at, one in points)
+        for task, lines in found.items()
+        for line, points in lines.items()
+    )
+    return Picture(name, title, told, figure)
+
+
+def _looks_of(sweep: Sweep, found: Mapping[str, Lines]) -> dict[str, Look]:
+    """A label keeps its look in all plots; lines that stand for several labels have that of their first."""
+    of_labels = looks(group.label.name for group in sweep.groups)
+    names = dict.fromkeys(line for lines in found.values() for line in lines)
+    first = {
+        line: next((g.label.name for g in sweep.groups if f"{g.label.name} ".startswith(f"{line} ")), "")
+        for line in names
+    }
+    taken = [first[line] for line in names]
+    return {line: of_labels[first[line]] for line in names} if len(set(taken)) == len(taken) else looks(names)
+
+
+def _seed_entry() -> Artist:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=FAINT, marker=".", linestyle="", markersize=5, label="one seed")
+
+
+def _said(scores: Sequence[Score]) -> str:
+    return ", ".join(f"{score.label.name} {100 * score.estimate.mean:.0f} %" for score in scores)

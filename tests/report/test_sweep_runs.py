@@ -1,0 +1,187 @@
+"""Which runs are found, what is read of them, and what makes a report impossible or doubtful."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sweep_folder import CODE, write_run
+
+from bimba.report.sweep.cell import FAILED, FINISHED, UNFINISHED, Cell, read_cell
+from bimba.report.sweep.collect import find_runs
+from bimba.report.sweep.configs import changes_of, defaults_of, shared_changes
+from bimba.report.sweep.label import label_cells
+from bimba.report.sweep.notices import notices
+from bimba.report.sweep.summary import summarise
+from bimba.types import BimbaError
+
+QUIZ = {"test": {"quiz": [1, 0, 1, 1]}}
+
+
+def cells_of(*given):
+    return [read_cell(found) for found in find_runs([str(one) for one in given])]
+
+
+def test_a_sweep_its_runs_and_a_pattern_are_the_same_runs(tmp_path):
+    for name in ("2", "10", "1"):
+        write_run(tmp_path / "sweep" / name, seed=int(name))
+    (tmp_path / "sweep" / "sweep.json").write_text("[]")
+    names = [found.name for found in find_runs([str(tmp_path / "sweep")])]
+    assert names == ["1", "2", "10"]
+    assert sorted(found.name for found in find_runs([str(tmp_path / "sweep" / "*")])) == sorted(names)
+    every = [str(path) for path in (tmp_path / "sweep").iterdir()]  # as a shell would write the pattern
+    assert sorted(found.name for found in find_runs([*every, *every])) == sorted(names)
+    assert [found.name for found in find_runs([str(tmp_path / "sweep" / "10")])] == ["10"]
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [
+        (None, "nothing", "no such folder"),
+        (lambda root: (root / "empty").mkdir(), "empty", "is no run and holds none: expected run.json or config.yaml"),
+        (lambda root: (root / "file").write_text(""), "file", "only files"),
+        (lambda root: (root / "sweep.json").write_text('[{"name": 1}]'), ".", "not the list of a sweep's cells"),
+    ],
+)
+def test_what_is_no_run_is_named(tmp_path, make, given, message):
+    if make:
+        make(tmp_path)
+    with pytest.raises(BimbaError, match=message) as caught:
+        find_runs([str(tmp_path / given)])
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_cells_that_are_not_finished_have_their_reason(tmp_path):
+    write_run(tmp_path / "good", evaluations=QUIZ)
+    write_run(tmp_path / "bad", status="failed", error="the loss is no number")
+    write_run(tmp_path / "on", status="running")
+    write_run(tmp_path / "torn")
+    (tmp_path / "torn" / "run.json").write_text('{"status": "fin')
+    (tmp_path / "sweep.json").write_text(
+        json.dumps([{"cell": "never", "status": "failed", "error": "no such compressor"}])
+    )
+    found = {cell.name: cell for cell in summarise(cells_of(tmp_path)).others}
+    assert (found["bad"].status, found["bad"].reason) == (FAILED, "the loss is no number")
+    assert (found["never"].status, found["never"].reason) == (FAILED, "no such compressor")
+    assert found["on"].status == UNFINISHED and "running, or interrupted" in found["on"].reason
+    assert found["torn"].status == FAILED and "run.json cannot be read" in found["torn"].reason
+
+
+def test_a_sweep_without_a_finished_cell_is_an_error(tmp_path):
+    write_run(tmp_path / "a", status="failed", error="out of memory")
+    with pytest.raises(BimbaError, match=r"None of the 1 cells is finished.*a failed \(out of memory\)"):
+        summarise(cells_of(tmp_path))
+
+
+def test_runs_of_before_there_was_run_json_count_by_their_checkpoint(tmp_path):
+    folder = write_run(tmp_path / "a", evaluations=QUIZ)
+    (folder / "run.json").unlink()
+    (cell,) = cells_of(folder)
+    assert (cell.status, cell.reason) == (UNFINISHED, "no checkpoint yet")
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "config.json").write_text("{}")
+    (folder / "code.json").write_text(json.dumps(CODE))
+    (cell,) = cells_of(folder)
+    assert cell.status == "finished" and cell.version == CODE and list(cell.evaluations) == ["test"]
+
+
+def test_labels_are_what_varies_within_a_compressor_and_seeds_are_replicas(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"pool{seed}", "pool", seed)
+        for reduction in ([2, 2], [4, 2]):
+            write_run(tmp_path / f"mamba{reduction[0]}-{seed}", "mamba", seed, settings={"reduction": reduction})
+    cells = cells_of(tmp_path)
+    assert [(cell.name, label.name) for cell, label in zip(cells, label_cells(cells))] == [
+        *(("mamba2-1", "mamba reduction=[2, 2]"), ("mamba2-2", "mamba reduction=[2, 2]")),
+        *(("mamba4-1", "mamba reduction=[4, 2]"), ("mamba4-2", "mamba reduction=[4, 2]")),
+        *(("pool1", "pool"), ("pool2", "pool")),
+    ]
+    assert label_cells(cells)[0].without(("reduction",)) == "mamba"
+
+
+def test_a_seed_that_follows_the_seed_is_no_label_and_one_that_does_not_is_the_same_for_all(tmp_path):
+    fixed = {"data.prepare.seed": 0, "model.compressor.name": "a"}
+    cells = [Cell("", tmp_path, FINISHED, config={"seed": n, "data.seed": n, **fixed}) for n in (0, 1, 2)]
+    assert {label.name for label in label_cells(cells)} == {"a"}
+
+
+def test_a_cell_is_compared_with_the_default_that_has_its_compressor(tmp_path):
+    defaults, remark = defaults_of(["mamba", "pool"])
+    assert remark == "" and "model.compressor.d_state" not in defaults["pool"]
+    of_this_run = {"seed": 7, "paths.run_dir": "elsewhere", "resume": "auto"}
+    pool = Cell("a", tmp_path, FINISHED, config={**defaults["pool"], **of_this_run})
+    assert changes_of(pool, defaults) == []
+    changed = {**of_this_run, "trainer.max_steps": 9, "model.compressor.d_state": 32}
+    mamba = Cell("b", tmp_path, FINISHED, config={**defaults["mamba"], **changed})
+    steps, state = (
+        ("trainer.max_steps", str(defaults["mamba"]["trainer.max_steps"]), "9"),
+        ("model.compressor.d_state", "16", "32"),
+    )
+    assert sorted(changes_of(mamba, defaults)) == sorted([steps, state])
+    longer = Cell("c", tmp_path, FINISHED, config={**defaults["pool"], "trainer.max_steps": 9})
+    assert shared_changes([mamba, longer], defaults) == [steps]
+
+
+def test_a_compressor_that_conf_has_not_is_said_to_be_compared_with_nothing():
+    defaults, remark = defaults_of(["no_such"])
+    assert defaults == {} and "conf/model/compressor has no no_such" in remark
+
+
+def test_mixed_code_is_flagged(tmp_path):
+    other = {**CODE, "git": {"commit": "b" * 40, "dirty": False}, "packages": {"torch": "2.13"}, "devices": ["H100"]}
+    write_run(tmp_path / "a", seed=1, evaluations=QUIZ)
+    write_run(tmp_path / "b", seed=2, evaluations=QUIZ, code_version=other)
+    found = notices(summarise(cells_of(tmp_path)))
+    assert "MIXED CODE: the cells were made by 2 versions of the code. aaaaaaaaaa: a; bbbbbbbbbb: b." in found
+    assert "MIXED PACKAGES: torch 2.14: a; 2.13: b." in found
+    assert any(notice.startswith("OTHER DEVICES: cpu | H100") for notice in found)
+
+
+def test_one_code_is_not_flagged_but_uncommitted_changes_are(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), "pool", seed, QUIZ)
+    assert notices(summarise(cells_of(tmp_path))) == []
+    dirty = {**CODE, "git": {"commit": "a" * 40, "dirty": True}}
+    write_run(tmp_path / "3", "pool", 3, QUIZ, code_version=dirty)
+    write_run(tmp_path / "4", "pool", 4, QUIZ, code_version={**dirty})
+    (flag,) = notices(summarise(cells_of(tmp_path / "3", tmp_path / "4")))
+    assert flag.startswith("UNCOMMITTED")
+
+
+def test_of_two_runs_with_one_seed_the_newer_counts(tmp_path):
+    write_run(tmp_path / "new", "pool", 1, {"test": {"quiz": [1, 1]}}, started="2026-11-25T00:00:00")
+    write_run(tmp_path / "old", "pool", 1, {"test": {"quiz": [0, 0]}})
+    sweep = summarise(cells_of(tmp_path))
+    assert [cell.name for cell in sweep.cells] == ["new"] and sweep.scores[0].estimate.mean == 1
+    assert any(notice.startswith("TWICE: old has the settings and the seed of new") for notice in notices(sweep))
+
+
+def test_answers_that_do_not_fit_the_summary_are_not_used(tmp_path):
+    folder = write_run(tmp_path / "a", "pool", 1, QUIZ)
+    path = folder / "evaluation" / "test" / "samples" / "quiz.json"
+    path.write_text(path.read_text().replace('"accuracy": 0.0', '"accuracy": 1.0'))
+    sweep = summarise(cells_of(folder))
+    found = notices(sweep)
+    assert sweep.scores == []
+    assert any("do not give the accuracy of 0.75" in notice for notice in found)
+    assert any(notice.startswith("NO ACCURACY") for notice in found)
+
+
+def test_the_baseline_is_met_with_the_same_seeds_and_questions_alone(tmp_path):
+    write_run(tmp_path / "pool1", "pool", 1, {"test": {"quiz": [0, 0, 1, 1], "other": [1, 0]}})
+    write_run(tmp_path / "mamba1", "mamba", 1, {"test": {"quiz": [1, 0, 1, 1], "other": [1, 0, 1]}})
+    write_run(tmp_path / "mamba2", "mamba", 2, {"test": {"quiz": [1, 1, 1, 1]}})
+    write_run(tmp_path / "conv3", "conv", 3, {"test": {"quiz": [1, 1, 1, 1]}})
+    sweep = summarise(cells_of(tmp_path))
+    (one,) = sweep.comparisons
+    assert (one.label.name, one.task, one.estimate.mean, one.estimate.seeds) == ("mamba", "quiz", 0.25, 1)
+    assert sweep.apart == [
+        "conv, test, quiz: no seed in common with pool",
+        "mamba, test, other: not the same questions as pool",
+    ]
+
+
+def test_an_evaluation_that_no_cell_has_is_refused(tmp_path):
+    write_run(tmp_path / "a", "pool", 1, QUIZ)
+    with pytest.raises(BimbaError, match="'best'; there are: test"):
+        summarise(cells_of(tmp_path), primary="best")
