@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -119,7 +118,7 @@ def check_data(
 
     say(f"Looking for {len(media)} media")
     with ThreadPoolExecutor(workers) as pool:
-        there = _map(pool, os.path.exists, list(media), workers)
+        there = _map(pool, dataset.is_there, list(media), workers)
         absent = dict.fromkeys(path for path, exists in zip(media, there) if not exists)
         found.add(
             "missing", (f"{dataset.where(media[path][1])}: there is no {path}" for path in media if path in absent)
@@ -166,11 +165,13 @@ def _decode(path: Path, kind: str, dataset: VideoQADataset) -> str | None:
     """Why a video or an image cannot be trained on; None: it can."""
     try:
         if kind == VIDEO:
-            frames = read_video(path, _FRAMES, "repeat")
+            with dataset.at_hand(path, kind) as file:
+                frames = read_video(file, _FRAMES, "repeat")
             if frames.num_total < dataset.num_frames and dataset.short_videos == "error":
                 raise ShortVideoError(f"{path}: {frames.num_total} frames, and {dataset.num_frames} are read of each")
         else:
-            read_image(path)
+            with dataset.at_hand(path, kind) as file:
+                read_image(file)
     except (VideoDecodeError, ImageReadError) as error:
         return str(error)
     except BimbaError as error:
