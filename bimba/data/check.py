@@ -118,21 +118,23 @@ def check_data(
 
     say(f"Looking for {len(media)} media")
     with ThreadPoolExecutor(workers) as pool:
-        there = _map(pool, dataset.is_there, list(media), workers)
+        there = _shown(_map(pool, dataset.is_there, list(media), workers), len(media))
         absent = dict.fromkeys(path for path, exists in zip(media, there) if not exists)
         found.add(
             "missing", (f"{dataset.where(media[path][1])}: there is no {path}" for path in media if path in absent)
         )
         looked_at = _some([path for path in media if path not in absent], sample)
         say(f"Decoding frames of {len(looked_at)} media")
-        errors = _map(pool, lambda path: _decode(path, media[path][0], dataset), looked_at, workers)
+        errors = _shown(
+            _map(pool, lambda path: _decode(path, media[path][0], dataset), looked_at, workers), len(looked_at)
+        )
         wrong = [f"{dataset.where(media[path][1])}: {error}" for path, error in zip(looked_at, errors) if error]
         found.add("unreadable", wrong)
     found.num_read = len(looked_at)
 
     measured = _some(range(len(index)), sample)
     say(f"Tokenising {len(measured)} samples")
-    lengths = [(i, dataset.count_tokens(i)) for i in measured]
+    lengths = [(i, dataset.count_tokens(i)) for i in _shown(measured, len(measured))]
     found.lengths = np.array([length for _, length in lengths if length is not None], dtype=np.int64)
     found.add(
         "too long",
@@ -150,6 +152,15 @@ def _some(items: Sequence[Item], number: int | None) -> list[Item]:
     if number is None or number >= len(items):
         return list(items)
     return [items[i] for i in sorted(random.Random(_SEED).sample(range(len(items)), number))]
+
+
+def _shown(items: Iterable[Item], total: int) -> Iterable[Item]:
+    """The items, with a progress bar on a terminal: all of a large data set take hours."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(items, "", total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _map(

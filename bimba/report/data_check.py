@@ -151,8 +151,8 @@ def check(
 
 
 def write_first(data: VideoQADataModule, say: Callable[..., Any]) -> None:
-    """Writes what is not there yet of data that are made on first use."""
-    if data.prepare is not None:
+    """Writes what is not there yet of data that are made on first use, and says so before."""
+    if data.prepare is not None and not Path(data.annotations).is_file():  # which is written last
         say(f"Writing first what is not there yet of {data.annotations} and its splits, which can take minutes")
     data.prepare_data()
 
