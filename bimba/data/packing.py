@@ -159,9 +159,9 @@ def _optimize(content: Content, output: str, workers: int, chunk_mb: int, scratc
                 verbose=sys.stderr.isatty(),
             )
         except (OSError, RuntimeError, ValueError, BaseError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
-            # Of what went wrong in a process of its own litdata hands on the whole trace.
-            why = lines[-1] if "Traceback" in lines[0] else lines[0]
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            # Of what went wrong in a process of its own litdata hands on the whole trace: its first cause.
+            why = next((line for line in lines if "Error: " in line), lines[0])
             raise BimbaError(f"{output}: packing failed ({why}). Remove what is there and start again.") from error
 
 
