@@ -1,5 +1,6 @@
 """The console script ``bimba``: ``ask`` a video something, ``convert`` a checkpoint, ``doctor`` examines this machine,
 ``data check`` examines training data, ``report`` makes one page of a sweep's runs.
+``data check`` examines training data, ``data pack`` makes chunks of it for an object store.
 
 ``egoschema-submission`` makes a file for Kaggle of an evaluation's answers, ``prepare`` looks after a benchmark's data.
 
@@ -80,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     submission.add_argument("destination", metavar="CSV", help="file to write")
     submission.set_defaults(run=run_egoschema_submission)
 
-    check = _add_data_check(commands)
+    data = commands.add_parser("data", help="check training data, or pack them for an object store")
+    of_data = data.add_subparsers(required=True, metavar="COMMAND")
+    check, pack = _add_data_check(of_data), _add_data_pack(of_data)
     report = _add_report(commands)
 
     prepare = commands.add_parser(
@@ -104,29 +107,20 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run_doctor)
-    for command in (ask, convert, submission, check, report, prepare, doctor):
+    for command in (ask, convert, submission, check, pack, report, prepare, doctor):
         # Also after the command's name; SUPPRESS keeps it from undoing the one before.
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
 def _add_data_check(commands: Any) -> argparse.ArgumentParser:
-    data = commands.add_parser("data", help="what is wrong with training data")
-    check: argparse.ArgumentParser = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
+    check: argparse.ArgumentParser = commands.add_parser(
         "check",
         help="find missing files, unreadable videos, malformed rows, long samples",
         description="Checks training data before a GPU waits for it. Exits with 1 if something is wrong.",
         epilog="example: bimba data check mixture.yaml --video-root LLaVA-Video-178K --all --html check.html",
     )
-    check.add_argument(
-        "mixture",
-        metavar="MIXTURE",
-        help="a mixture (.yaml), annotations (.json, .jsonl), or needle, conf/data/needle.yaml, ...",
-    )
-    check.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the configuration, for such a name")
-    check.add_argument("--video-root", metavar="FOLDER", help="holds the videos, by data_source")
-    check.add_argument("--image-root", metavar="FOLDER", help="holds the images (default: the video root)")
-    check.add_argument("--annotation-root", metavar="FOLDER", help="where relative json_paths start")
+    _add_mixture(check)
     check.add_argument("--checkpoint", help="whose tokens are counted (default: the configuration's, or bimba-tiny)")
     check.add_argument("--frames", type=int, metavar="N", help="frames read of each video (default: the checkpoint's)")
     check.add_argument("--max-length", type=int, metavar="N", help="the longest sample, in tokens")
@@ -171,6 +165,36 @@ def run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_data_pack(commands: Any) -> argparse.ArgumentParser:
+    pack: argparse.ArgumentParser = commands.add_parser(
+        "pack",
+        help="make chunks of training data, to be streamed from an object store",
+        description="Packs rows and media into litdata's chunks, for train.py data=streaming data.source=OUTPUT.",
+        epilog="example: bimba data pack mixture.yaml s3://bucket/llava --video-root LLaVA-Video-178K",
+    )
+    _add_mixture(pack, ["output"])
+    pack.add_argument("--allow-missing", action="store_true", help="leave out media that are not there")
+    pack.add_argument("--workers", type=int, default=4, metavar="N", help="processes (default: %(default)s)")
+    pack.add_argument("--chunk-mb", type=int, default=64, metavar="N", help="size of a chunk (default: %(default)s)")
+    pack.set_defaults(run=run_data_pack)
+    return pack
+
+
+def _add_mixture(command: argparse.ArgumentParser, others: Sequence[str] = ()) -> None:
+    """The arguments that say which data are meant, with ``others`` between the mixture and its keys."""
+    command.add_argument(
+        "mixture",
+        metavar="MIXTURE",
+        help="a mixture (.yaml), annotations (.json, .jsonl), or needle, conf/data/needle.yaml, ...",
+    )
+    for name in others:
+        command.add_argument(name, metavar=name.upper(), help="a folder, or an address such as s3://bucket/folder")
+    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the configuration, for such a name")
+    command.add_argument("--video-root", metavar="FOLDER", help="holds the videos, by data_source")
+    command.add_argument("--image-root", metavar="FOLDER", help="holds the images (default: the video root)")
+    command.add_argument("--annotation-root", metavar="FOLDER", help="where relative json_paths start")
+
+
 def run_data_check(arguments: argparse.Namespace) -> int:
     if arguments.sample < 0 or arguments.workers < 1:
         raise BimbaError("--sample takes 0 or more media, --workers 1 or more threads.")
@@ -197,6 +221,31 @@ def run_data_check(arguments: argparse.Namespace) -> int:
         write_html(Path(arguments.html), found)
         print(f"The findings are in {arguments.html}.")
     return 1 if found.num_troubles else 0
+
+
+def run_data_pack(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1 or arguments.chunk_mb < 1:
+        raise BimbaError("--workers takes 1 or more processes, --chunk-mb 1 or more megabytes.")
+    _hush_libraries()
+    from rich.console import Console
+
+    from bimba.data.packing import pack
+    from bimba.report.data_check import find_data, write_first
+
+    say = Console(stderr=True).print
+    data, _ = find_data(
+        arguments.mixture,
+        arguments.overrides,
+        None,
+        arguments.video_root,
+        arguments.image_root,
+        arguments.annotation_root,
+    )
+    write_first(data, say)
+    output = arguments.output
+    pack(data.open_anyway(), output, arguments.workers, arguments.chunk_mb, arguments.allow_missing, say)
+    print(f"The data are in {output}. Train on them:\n  python train.py data=streaming data.source={output}")
+    return 0
 
 
 def run_ask(arguments: argparse.Namespace) -> int:

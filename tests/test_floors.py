@@ -17,7 +17,7 @@ import bimba
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"bimba.types"},
+    {"bimba.types", "bimba.files"},
     {"bimba.ops"},
     {"bimba.model", "bimba.data"},
     {"bimba.checkpoint", "bimba.overrides"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -119,21 +118,23 @@ def check_data(
 
     say(f"Looking for {len(media)} media")
     with ThreadPoolExecutor(workers) as pool:
-        there = _map(pool, os.path.exists, list(media), workers)
+        there = _shown(_map(pool, dataset.is_there, list(media), workers), len(media))
         absent = dict.fromkeys(path for path, exists in zip(media, there) if not exists)
         found.add(
             "missing", (f"{dataset.where(media[path][1])}: there is no {path}" for path in media if path in absent)
         )
         looked_at = _some([path for path in media if path not in absent], sample)
         say(f"Decoding frames of {len(looked_at)} media")
-        errors = _map(pool, lambda path: _decode(path, media[path][0], dataset), looked_at, workers)
+        errors = _shown(
+            _map(pool, lambda path: _decode(path, media[path][0], dataset), looked_at, workers), len(looked_at)
+        )
         wrong = [f"{dataset.where(media[path][1])}: {error}" for path, error in zip(looked_at, errors) if error]
         found.add("unreadable", wrong)
     found.num_read = len(looked_at)
 
     measured = _some(range(len(index)), sample)
     say(f"Tokenising {len(measured)} samples")
-    lengths = [(i, dataset.count_tokens(i)) for i in measured]
+    lengths = [(i, dataset.count_tokens(i)) for i in _shown(measured, len(measured))]
     found.lengths = np.array([length for _, length in lengths if length is not None], dtype=np.int64)
     found.add(
         "too long",
@@ -153,6 +154,15 @@ def _some(items: Sequence[Item], number: int | None) -> list[Item]:
     return [items[i] for i in sorted(random.Random(_SEED).sample(range(len(items)), number))]
 
 
+def _shown(items: Iterable[Item], total: int) -> Iterable[Item]:
+    """The items, with a progress bar on a terminal: all of a large data set take hours."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(items, "", total, console=console, transient=True, disable=not console.is_terminal)
+
+
 def _map(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
@@ -166,11 +176,13 @@ def _decode(path: Path, kind: str, dataset: VideoQADataset) -> str | None:
     """Why a video or an image cannot be trained on; None: it can."""
     try:
         if kind == VIDEO:
-            frames = read_video(path, _FRAMES, "repeat")
+            with dataset.at_hand(path, kind) as file:
+                frames = read_video(file, _FRAMES, "repeat")
             if frames.num_total < dataset.num_frames and dataset.short_videos == "error":
                 raise ShortVideoError(f"{path}: {frames.num_total} frames, and {dataset.num_frames} are read of each")
         else:
-            read_image(path)
+            with dataset.at_hand(path, kind) as file:
+                read_image(file)
     except (VideoDecodeError, ImageReadError) as error:
         return str(error)
     except BimbaError as error:

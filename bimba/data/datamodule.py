@@ -18,6 +18,7 @@ from bimba.data.dataset import Processor, TooLong, VideoQADataset
 from bimba.data.isolated import read_videos_with
 from bimba.data.mixture import Mixture, read_mixture
 from bimba.data.order import by_length, by_modality_and_length
+from bimba.data.packed import Packed, check_litdata
 from bimba.data.recipe import recipe_named
 from bimba.data.sampler import BudgetBatches, EpochSampler
 from bimba.data.workers import outlive_signals, own_chance
@@ -55,7 +56,7 @@ class VideoQADataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        annotations: str | Mixture,
+        annotations: str | Mixture | Packed,
         video_folder: str | None,
         processor: Processor,
         num_frames: int,
@@ -108,7 +109,7 @@ class VideoQADataModule(L.LightningDataModule):
             allow_duplicate_ids=duplicate_ids == "allow",
         )
         self._collate = partial(collate, pad_token_id=pad_token_id)
-        self.annotations = annotations.name if isinstance(annotations, Mixture) else annotations
+        self.annotations = annotations if isinstance(annotations, str) else annotations.name
         self.global_batch_size = global_batch_size
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -253,3 +254,20 @@ def mixture_data(
         options: the other arguments of :class:`VideoQADataModule`.
     """
     return VideoQADataModule(read_mixture(mixture, video_root, image_root, annotation_root), None, **options)
+
+
+def streamed_data(source: str, streaming: str = "litdata", **options: Any) -> VideoQADataModule:
+    """The data module of what ``bimba data pack`` wrote.
+
+    Args:
+        source: a folder, or an address in an object store.
+        streaming: who reads it; there is only "litdata".
+        options: the other arguments of :class:`VideoQADataModule`.
+
+    Raises:
+        BimbaError: another reader, or litdata is not installed.
+    """
+    if streaming != "litdata":
+        raise BimbaError(f"data.streaming is {streaming!r}; expected litdata.")
+    check_litdata()
+    return VideoQADataModule(Packed(str(source)), None, **options)

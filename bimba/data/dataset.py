@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -21,6 +22,7 @@ from bimba.data.index import Index, check, open_index
 from bimba.data.index_rows import MODALITIES
 from bimba.data.media import image_size, read_image, read_video
 from bimba.data.mixture import Mixture
+from bimba.data.packed import Packed, PackedMedia
 from bimba.data.prompt import MEDIUM_TAG, time_instruction
 from bimba.data.recipe import DEFAULT, Recipe
 from bimba.data.rows import IMAGE, VIDEO, media_of, place
@@ -61,8 +63,9 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
     """Conversations about videos, about images, and about neither.
 
     Args:
-        annotations: a ``Mixture``, or a ``.json`` file with a list of rows or a ``.jsonl`` file with one row per line.
-        video_folder: what a file's ``video`` and ``image`` paths are relative to; of a mixture None: it says so itself.
+        annotations: a ``Mixture``, or a ``.json`` file with a list of rows or a ``.jsonl`` file with one row per line;
+            or ``Packed``, which has the media too.
+        video_folder: what a file's ``video`` and ``image`` paths are relative to; of the others None: they say so.
         processor: gives the tokenizer, the image processor and the number of tokens of a video or an image.
         num_frames: how many frames of each video are read.
         max_length: the longest sequence the model takes, in tokens.
@@ -83,7 +86,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
 
     def __init__(
         self,
-        annotations: str | os.PathLike[str] | Mixture,
+        annotations: str | os.PathLike[str] | Mixture | Packed,
         video_folder: str | os.PathLike[str] | None,
         processor: Processor,
         num_frames: int,
@@ -95,13 +98,12 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         allow_duplicate_ids: bool = False,
         empty_allowed: bool = False,
     ):
-        if not isinstance(annotations, Mixture):
+        if not isinstance(annotations, Mixture | Packed):
             if video_folder is None:
                 raise BimbaError(f"There is no folder for the videos of {annotations}; give video_folder.")
             annotations = Mixture.of_file(annotations, video_folder)
         if too_long not in get_args(TooLong):
             raise BimbaError(f"too_long is {too_long!r}; expected one of {', '.join(get_args(TooLong))}.")
-        self.mixture = annotations
         self.processor = processor
         self.num_frames = num_frames
         self.max_length = max_length
@@ -110,7 +112,13 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         self._reads: Counter[int] = Counter()  # how often this process has read each sample
         self.short_videos = recipe.short_videos if short_videos is None else short_videos
         check_short_videos(self.short_videos)
-        self.index: Index = open_index(self.mixture, recipe.literal_tags)
+        self.mixture: Mixture
+        self.index: Index
+        self._packed: PackedMedia | None = None
+        if isinstance(annotations, Packed):
+            self.mixture, self.index, self._packed = annotations.open(recipe.literal_tags)
+        else:
+            self.mixture, self.index = annotations, open_index(annotations, recipe.literal_tags)
         check(self.index, self.mixture, skip_bad_rows, allow_duplicate_ids, empty_allowed)
         self._check_media()
 
@@ -154,7 +162,10 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         return place(self.mixture.sources[self.index.value("file", index)].path, self.index.value("number", index))
 
     def media_paths(self, index: int) -> tuple[str, list[Path]]:
-        """Of what kind the media of one sample are (see ``rows.media_of``), and where they lie."""
+        """Of what kind the media of one sample are (see ``rows.media_of``), and where they lie.
+
+        Of packed data these are names; :meth:`at_hand` makes files of them.
+        """
         row, source = self.row(index), self.mixture.sources[self.index.value("file", index)]
         kind, names = media_of(row)
         if kind == VIDEO:
@@ -166,6 +177,14 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         # _check_media has seen to it that there is a folder wherever there are names.
         return kind, [Path(folder or "") / name for name in names]
 
+    def is_there(self, path: Path) -> bool:
+        """Whether there is such a medium; ``path`` is one of :meth:`media_paths`."""
+        return path.exists() if self._packed is None else self._packed.item_of(path) is not None
+
+    def at_hand(self, path: Path, kind: str) -> AbstractContextManager[Path]:
+        """A medium as a file or a folder, as long as the context lasts."""
+        return nullcontext(path) if self._packed is None else self._packed.at_hand(path, kind)
+
     def count_tokens(self, index: int) -> int | None:
         """How long the sequence of one sample is, without the time instruction; None: an image that cannot be read.
 
@@ -174,7 +193,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         turns = self.row(index)["conversations"]
         kind, paths = self.media_paths(index)
         try:
-            sizes = [image_size(path) for path in paths] if kind == IMAGE else []
+            sizes = [self._image_size(path) for path in paths] if kind == IMAGE else []
         except ImageReadError:
             return None
         if kind == VIDEO:
@@ -215,7 +234,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
 
     def _read(self, index: int, turns: Conversation, kind: str, paths: list[Path]) -> dict[str, Any]:
         videos = [self._read_video(path) for path in paths] if kind == VIDEO else []
-        images = [read_image(path) for path in paths] if kind == IMAGE else []
+        images = [self._read_image(path) for path in paths] if kind == IMAGE else []
         if videos:
             turns = self._timed(turns, videos, index)
         whole = len(images) > 1
@@ -229,10 +248,19 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         }
 
     def _read_video(self, path: Path) -> Frames:
-        frames = read_video(path, self.num_frames, self.short_videos)
-        if self.recipe.refuses_slow_videos:
-            _check_speed(frames)
+        with self.at_hand(path, VIDEO) as file:
+            frames = read_video(file, self.num_frames, self.short_videos)
+            if self.recipe.refuses_slow_videos:
+                _check_speed(frames)
         return frames
+
+    def _read_image(self, path: Path) -> Image.Image:
+        with self.at_hand(path, IMAGE) as file:
+            return read_image(file)
+
+    def _image_size(self, path: Path) -> tuple[int, int]:
+        with self.at_hand(path, IMAGE) as file:
+            return image_size(file)
 
     def _tokenize(self, turns: Conversation, counts: list[int], medium_token: str) -> dict[str, Tensor]:
         while True:

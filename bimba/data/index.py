@@ -29,6 +29,7 @@ from filelock import FileLock
 from bimba.data.index_rows import MODALITIES, SCHEMA, RowTable
 from bimba.data.mixture import Mixture
 from bimba.data.rows import place
+from bimba.files import to_disk
 from bimba.types import BimbaError
 
 log = logging.getLogger(__name__)
@@ -199,15 +200,6 @@ def _write_atomically(path: Path, text: str) -> None:
     os.replace(file.name, path)
 
 
-def _to_disk(path: Path) -> None:
-    """Sees to it that a file, or what a folder lists, is there after a power failure."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _build(mixture: Mixture, literal_tags: bool, contents: list[str], destination: Path) -> None:
     """Writes an index.
 
@@ -228,7 +220,7 @@ def _build(mixture: Mixture, literal_tags: bool, contents: list[str], destinatio
             if _contents(source.path) != content:
                 raise BimbaError(f"{source.path}: changed while it was read. Start again when it is written.")
         for path in (partial / "rows.arrow", partial / "about.json", partial):
-            _to_disk(path)
+            to_disk(path)
         shutil.rmtree(destination, ignore_errors=True)  # one that is not whole
         os.replace(partial, destination)
     finally:

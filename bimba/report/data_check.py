@@ -146,10 +146,15 @@ def check(
     """Opens the data, whatever is wrong with it, and looks at it."""
     from bimba.data.check import check_data
 
-    if data.prepare is not None:
+    write_first(data, say)
+    return check_data(data.open_anyway(), sample, workers, tokenizer, say)
+
+
+def write_first(data: VideoQADataModule, say: Callable[..., Any]) -> None:
+    """Writes what is not there yet of data that are made on first use, and says so before."""
+    if data.prepare is not None and not Path(data.annotations).is_file():  # which is written last
         say(f"Writing first what is not there yet of {data.annotations} and its splits, which can take minutes")
     data.prepare_data()
-    return check_data(data.open_anyway(), sample, workers, tokenizer, say)
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:

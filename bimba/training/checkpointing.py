@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from bimba.files import to_disk
 from bimba.types import BimbaError
 
 log = logging.getLogger(__name__)
@@ -100,19 +101,19 @@ def write_whole(checkpoint: dict[str, Any], path: Path, config: Mapping[str, Any
                 if hashed.error is None:
                     raise
                 raise hashed.error from None
-            _to_disk(file)
+            _flush_to_disk(file)
         step = int(checkpoint.get("global_step", 0))
         manifest = Manifest(step, time.time(), hashed.size, hashed.sha256.hexdigest(), config or {})
         with unfinished[1].open("wb") as file:
             file.write(json.dumps(asdict(manifest)).encode())
-            _to_disk(file)
+            _flush_to_disk(file)
     except OSError:
         for leftover in unfinished:
             leftover.unlink(missing_ok=True)
         raise
     os.replace(unfinished[0], path)
     os.replace(unfinished[1], manifest_path(path))
-    _folder_to_disk(path.parent)
+    to_disk(path.parent)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -216,14 +217,6 @@ class _Hashed:
         self.file.flush()
 
 
-def _to_disk(file: BinaryIO) -> None:
+def _flush_to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _folder_to_disk(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

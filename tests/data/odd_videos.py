@@ -61,6 +61,13 @@ KINDS = [
     Kind("10bit.mp4", "decord", pixels="yuv420p10le"),
     Kind("wide.mp4", "pyav", width=72, by_decord=False),  # decord makes room for other bytes than it copies
     Kind("hevc.mp4", "decord", "libx265", {"preset": "ultrafast", "x265-params": _X265 + "0"}),
+    Kind(
+        "hevc_10bit.mp4",
+        "decord",
+        "libx265",
+        {"preset": "ultrafast", "x265-params": _X265 + "0"},
+        pixels="yuv420p10le",
+    ),
     Kind("hevc_open.mp4", "pyav", "libx265", {"preset": "ultrafast", "x265-params": _X265 + "1"}, by_decord=False),
     Kind("av1.mp4", "pyav", "libaom-av1", _AV1, by_decord=False),
     Kind("vp9.webm", "decord", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8", "crf": "20"}),

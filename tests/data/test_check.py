@@ -126,6 +126,7 @@ def test_data_of_the_configuration(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in (str(conf / "needle"), "conf/data/needle", "conf/data/needle.yaml"):
         assert main(["data", "check", name, *clips]) == 0
+    assert "Writing" not in "".join(capsys.readouterr())  # it is all there
     needle = tmp_path / "data" / "needle" / "train"
     (needle / "videos" / "000001.mp4").unlink()
     keys = [f"data.annotations={needle / 'annotations.json'}", f"data.video_folder={needle}"]

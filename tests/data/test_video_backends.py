@@ -219,6 +219,27 @@ def test_a_backend_that_is_named_runs_or_raises(video, monkeypatch):
         read_frames(video, 2, backend="torchcodec")
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("10bit.mp4", "colours of 10 bits otherwise"),
+        ("hevc_10bit.mp4", "colours of 10 bits otherwise"),
+        ("transport.ts", "only decoding tells"),
+        ("refresh.mp4", "intra refresh"),
+    ],
+)
+def test_torchcodec_never_gives_other_pixels_than_the_others(folder, name, why, said, monkeypatch):
+    """Where it is installed or not: it is not asked."""
+    path = of(next(k for k in KINDS if k.name == name), folder)
+    monkeypatch.setattr(torchcodec_backend, "unavailable", lambda: None)
+    with pytest.raises(VideoDecodeError, match=f"torchcodec was asked for(?s:.*){why}(?s:.*)video_backend=auto"):
+        read_frames(path, 3, backend="torchcodec")
+    monkeypatch.setattr(decord_backend, "unavailable", lambda: "it is not installed")
+    assert read_frames(path, 3).reader == "pyav"
+    (line,) = [r.getMessage() for r in said.records if "torchcodec passed over" in r.getMessage()]
+    assert why in line
+
+
 def test_torchcodec_says_why_it_is_not_there():
     if find_spec("torchcodec") is None:
         assert "pip install" in torchcodec_backend.unavailable()

@@ -36,6 +36,18 @@ class Run:
     outside: list[str]
 
 
+def results(run: Run) -> dict:
+    """The harness's results."""
+    (path,) = run.output.rglob("*_results.json")
+    return json.loads(path.read_text())
+
+
+def samples(run: Run, task: str) -> list[dict]:
+    """The harness's samples of a task."""
+    (path,) = run.output.rglob(f"*_samples_{task}.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def golden(number: int) -> tuple[str, list[str], str]:
     """Question, options without letters, and the words of the published prompt, for a number of options.
 

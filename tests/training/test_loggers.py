@@ -4,14 +4,17 @@ import resource
 import sys
 import types
 
+import lightning as L
 import numpy as np
 import pytest
+import wandb
 from PIL import Image
 
 from bimba.training.loggers import CsvLogger, Example, TrackioLogger, base, has_wandb_key, wandb_logger
 from bimba.training.loggers.tensorboard import TensorBoardLogger
 from tests.training.fakes import FakeData, read_metrics, tiny_module, tiny_trainer
 from tests.training.wandb_run import read_wandb
+from tests.training.wandb_server import wandb_server
 
 
 @pytest.fixture
@@ -203,6 +206,36 @@ def test_without_a_way_to_the_server_a_run_goes_on_offline(no_key, tmp_path, mon
     assert f"{address} does not answer" in caplog.text
     assert "wandb sync" in caplog.text
     assert read_wandb(tmp_path).values["train/loss"] == pytest.approx(read_metrics(tmp_path)["train/loss"])
+
+
+def test_a_server_that_is_lost_in_the_middle_of_a_run_gets_all_of_it_when_it_is_back(no_key, tmp_path, monkeypatch):
+    """Training goes on meanwhile."""
+    steps = 5
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    soon = {"x_file_stream_transmit_interval": 0.1, "x_file_stream_retry_wait_min_seconds": 0.1,
+            "x_file_stream_retry_wait_max_seconds": 0.2}  # fmt: skip
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        logger = wandb_logger(tmp_path, project="test", settings=wandb.Settings(**soon))
+
+        class Losing(L.Callback):
+            def on_train_batch_end(self, trainer, *_):
+                server.is_lost = True
+                assert trainer.global_step != 2 or server.was_asked_while_lost.wait(60)
+
+        module = tiny_module()
+        trainer = tiny_trainer(tmp_path, steps, callbacks=[Losing()])
+        trainer.loggers = [*trainer.loggers, logger]
+        trainer.fit(module, FakeData(module.processor))
+        assert trainer.global_step == steps
+        assert not any(row.get("trainer/global_step") == steps - 1 for row in server.history)
+        server.is_lost = False
+        logger.experiment.finish()
+        found = [row["train/loss"] for row in server.history if "train/loss" in row]
+    assert logger.experiment.settings.mode == "online"
+    assert found == pytest.approx(read_metrics(tmp_path)["train/loss"])
+    assert len(found) == steps
 
 
 def test_a_server_that_answers_is_used(no_key, tmp_path, monkeypatch):

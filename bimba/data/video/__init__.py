@@ -151,6 +151,11 @@ def _candidates(backend: str, stream: Stream, notes: list[Note]) -> list[str]:
         notes.append(Note(logging.WARNING, "ends early", text))
     if backend != "auto":
         if reason := backend_module(backend).refuses(stream):
+            if not backend_module(backend).READS_WHAT_IT_REFUSES:
+                raise VideoDecodeError(
+                    f"{stream.path}: {backend} was asked for, and would not give the right pixels: {reason}. Use "
+                    "video_backend=auto, which takes another reader for such a file."
+                )
             text = f"videos: {backend} was asked for, and may not give the right pixels of {stream.path}: {reason}"
             notes.append(Note(logging.WARNING, f"{backend} {reason}", text))
         return [backend]
@@ -170,7 +175,10 @@ def _passed_over(name: str, reason: str, path: Path) -> Note:
 
 
 def backend_module(name: str) -> Any:
-    """``unavailable()``: why it cannot run here; ``refuses(stream)``: why it would be wrong; ``Reader(stream)``."""
+    """``unavailable()``: why it cannot run here; ``refuses(stream)``: why it would be wrong; ``Reader(stream)``.
+
+    ``READS_WHAT_IT_REFUSES``: where it is asked for by name.
+    """
     return import_module(f"bimba.data.video.{name}")
 
 

@@ -17,6 +17,7 @@ from bimba.data.video.files import FETCH_AGAIN, REENCODE
 from bimba.data.video.stream import Stream, first_line, spans_of
 from bimba.types import VideoDecodeError
 
+READS_WHAT_IT_REFUSES = True  # which is nothing
 _HALF: list[tuple[str, ...]] = [("hflip",), ("vflip",)]
 _TURNS: dict[int, list[tuple[str, ...]]] = {
     90: [("transpose", "cclock")],

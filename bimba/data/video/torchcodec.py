@@ -11,6 +11,7 @@ from bimba.data.video.files import FETCH_AGAIN, REENCODE
 from bimba.data.video.stream import Stream, first_line
 from bimba.types import VideoDecodeError
 
+READS_WHAT_IT_REFUSES = False  # by name either: of more than 8 bits its pixels are not those of the others
 _INSTALL = 'install it with: pip install "bimba[torchcodec]"; it needs the shared libraries of FFmpeg 4 to 8'
 
 
@@ -31,7 +32,7 @@ def refuses(stream: Stream) -> str | None:
         return "only decoding tells which frames the file holds"
     if stream.has_false_keys:
         return "it has key frames with which decoding cannot begin (intra refresh)"
-    return f"it rounds colours of {stream.bits} bits otherwise than decord and PyAV" if stream.bits > 8 else None
+    return f"it rounds colours of {stream.bits} bits otherwise than decord and PyAV do" if stream.bits > 8 else None
 
 
 class Reader:
