@@ -160,19 +160,17 @@ def selection_map(
     places = (~is_query).nonzero().squeeze(1)[-T * H * W :]  # of the video's tokens; the question's stand before them
     gate, weight = query_gate(watched), watched.block.mixer.out_proj.weight.float()
 
+    def length(x: Tensor) -> Tensor:
+        """(D, q, t) -> (q, t)."""
+        return (torch.tensordot(weight, x, 1) if measure == "change" else x).norm(dim=0)
+
     maps, elsewhere = [], []
     for number, inputs in enumerate(direction_inputs(watched)):
         rows, everything = [], 0.0
         for block in chosen.to(device).split(_BLOCK):
-            of_block = gate[block]
-
-            def length(x: Tensor, rows: slice, of_block: Tensor = of_block) -> Tensor:
-                gated = of_block[rows, None] * x
-                return (F.linear(gated, weight) if measure == "change" else gated).norm(dim=-1)
-
             scores = attribute(
                 inputs.u, inputs.step, inputs.A, inputs.B, inputs.C[block], watched.query_index[block], length,
-                reverse=number == 1,
+                gate=gate[block], reverse=number == 1,
             )  # fmt: skip
             everything += float(scores.sum())
             rows.append(scores[:, places].float().cpu())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bimba.ops.selective_scan import attribution
-from bimba.ops.selective_scan import scan_directions
+from bimba.ops.selective_scan import attribution, scan_directions
 from bimba.ops.selective_scan.attribution import attribute
 from bimba.types import BimbaError
 
@@ -41,7 +40,7 @@ def scan(u, step, A, B, C, index, reverse):
 
 def everything(given, reverse):
     """x (Q, L, D), channel by channel."""
-    return torch.stack([attribute(*given, lambda x, _, d=d: x[..., d], reverse=reverse) for d in range(D)], dim=-1)
+    return torch.stack([attribute(*given, lambda x, d=d: x[d], reverse=reverse) for d in range(D)], dim=-1)
 
 
 @pytest.fixture(params=[1, 3, 16])
@@ -90,17 +89,16 @@ def test_a_query_sees_no_token_behind_it():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_reduce_is_told_which_queries_it_sees(tile, reverse):
+def test_the_gate_multiplies_what_a_query_reads(tile, reverse):
     given = inputs()
-    scale = torch.arange(1.0, len(QUERIES) + 1, dtype=torch.float64)
-    scaled = attribute(*given, lambda x, rows: scale[rows, None] * x.norm(dim=-1), reverse=reverse)
-    plain = attribute(*given, lambda x, _: x.norm(dim=-1), reverse=reverse)
-    torch.testing.assert_close(scaled, scale[:, None] * plain)
+    gate = torch.rand(len(QUERIES), D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gated = attribute(*given, lambda x: x.sum(0), gate=gate, reverse=reverse)
+    torch.testing.assert_close(gated, (gate[:, None] * everything(given, reverse)).sum(-1))
 
 
 def test_shapes_and_positions_are_checked():
     u, step, A, B, C, index = inputs()
     with pytest.raises(BimbaError, match=r"B must be \(50, 4\).*received \(49, 4\)"):
-        attribute(u, step, A, B[1:], C, index, lambda x, _: x.sum(-1))
+        attribute(u, step, A, B[1:], C, index, lambda x: x.sum(0))
     with pytest.raises(BimbaError, match="strictly increasing"):
-        attribute(u, step, A, B, C, index.flip(0), lambda x, _: x.sum(-1))
+        attribute(u, step, A, B, C, index.flip(0), lambda x: x.sum(0))

@@ -1,4 +1,4 @@
-r"""Which token wrote how much of what a query reads: the scan taken apart, exactly.
+"""Which token wrote how much of what a query reads: the scan taken apart, exactly.
 
 With step size, A, B and C given, the scan is linear in u. Unrolled::
 
@@ -11,19 +11,19 @@ flipped sequence. Step, B and C are themselves made of the tokens: that a token 
 counted, as it is not when attention is drawn.
 
 How it is computed: x has Q L D entries of N terms each, so it is made a tile of queries and tokens at a time and
-reduced over d at once. Where all tokens of a tile stand before its queries, the exponential splits at the first query::
+reduced over d at once. The tokens of a tile stand at or before its first query, where the exponential splits::
 
     exp(A (S[q] - S[t])) = exp(A (S[q] - S[first])) exp(A (S[first] - S[t]))
 
 Both exponents are at most 0 (A is negative, steps are positive), so nothing overflows, and what underflows is as small
-as its product. So a tile takes a matrix product of N terms per channel and few exponentials. A tile with tokens among
-its queries takes the exponential of each difference, one state at a time. S is summed in float64: after 50,000 tokens
-a float32 sum has lost the last ones' steps.
+as its product. So a tile is a matrix product of N terms per channel, and few exponentials. What stands behind the first
+query concerns the others only, whose two halves are tiled likewise. S is summed in float64: after 50,000 tokens a
+float32 sum has lost the last ones' steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,10 +31,8 @@ from torch import Tensor
 from bimba.ops.selective_scan.inputs import check_query_index, state_dtype
 from bimba.types import BimbaError
 
-TILE_QUERIES = 16
-TILE_ENTRIES = 2**22  # of x, in work at a time: queries x tokens x channels
-
-Reduce = Callable[[Tensor, slice], Tensor]  # x (q, t, D) and which queries these are -> (q, t)
+TILE_QUERIES = 64
+TILE_ENTRIES = 2**22  # queries x tokens x channels, and tokens x channels x states, in work at a time
 
 
 def attribute(
@@ -44,8 +42,9 @@ def attribute(
     B: Tensor,
     C: Tensor,
     query_index: Tensor,
-    reduce: Reduce,
+    reduce: Callable[[Tensor], Tensor],
     *,
+    gate: Tensor | None = None,
     reverse: bool = False,
 ) -> Tensor:
     """What each token wrote of what each query reads, in one direction of one sequence.
@@ -57,68 +56,57 @@ def attribute(
         B: (L, N).
         C: (Q, N), at the queries.
         query_index: (Q,) int64, strictly increasing.
-        reduce: makes one number per query and token of x (q, t, D); its second argument says which of the Q queries.
+        reduce: makes one number per query and token, (q, t), of x (D, q, t).
+        gate: (Q, D), what x is multiplied by before.
         reverse: as of the scan: a query reads the tokens behind it.
 
     Returns:
-        (Q, L) in the state's dtype, 0 where a query cannot see a token. Takes Q L D (N + 1) multiplications and what
-        ``reduce`` takes; memory for the result, for S, and for one tile.
+        (Q, L) in the state's dtype, 0 where a query cannot see a token. Takes about Q L D N / 2 multiplications,
+        L D N log Q exponentials and what ``reduce`` takes; memory for the result, for S, and for one tile.
 
     Raises:
         BimbaError: shapes that do not fit each other, or positions outside the sequence.
     """
     (L, D), N, Q = u.shape, A.shape[1], len(query_index)
-    expected = {"step": (step, (L, D)), "A": (A, (D, N)), "B": (B, (L, N)), "C": (C, (Q, N))}
+    gate = u.new_ones(Q, D) if gate is None else gate
+    expected = {"step": (step, (L, D)), "B": (B, (L, N)), "C": (C, (Q, N)), "gate": (gate, (Q, D))}
     for name, (x, shape) in expected.items():
         if tuple(x.shape) != shape:
             raise BimbaError(
-                f"attribute: {name} must be {shape} for u {(L, D)}, N = {N} and {Q} queries, received {tuple(x.shape)}."
+                f"attribute: {name} must be {shape} for u {(L, D)}, A {tuple(A.shape)} and {Q} queries, "
+                f"received {tuple(x.shape)}."
             )
     check_query_index(query_index, L)
     dtype = state_dtype(u, step, A, B, C)
-    u, step, A, B, C = (x.to(dtype) for x in (u, step, A, B, C))
-    if not reverse:
-        return _forward(u, step, A, B, C, query_index, reduce)
-    flipped = [x.flip(0) for x in (u, step)] + [A, B.flip(0), C.flip(0)]
+    u, step, A, B, C, gate = (x.to(dtype) for x in (u, step, A, B, C, gate))
+    if reverse:
+        u, step, B, C, gate = (x.flip(0) for x in (u, step, B, C, gate))
+        query_index = L - 1 - query_index.flip(0)
 
-    def reduce_flipped(x: Tensor, queries: slice) -> Tensor:
-        return reduce(x.flip(0), slice(Q - queries.stop, Q - queries.start)).flip(0)
-
-    return _forward(*flipped, L - 1 - query_index.flip(0), reduce_flipped).flip(0, 1)
-
-
-def _forward(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, query_index: Tensor, reduce: Reduce) -> Tensor:
-    (L, D), Q = u.shape, len(query_index)
-    S = step.double().cumsum(0)
-    written = step * u  # (L, D): what B then spreads over the states
+    S = step.mT.double().cumsum(1)  # (D, L)
+    written, B = (step * u).mT, B.mT  # (D, L), which B (N, L) spreads over the states
+    read = gate.mT[..., None] * C  # (D, Q, N)
+    S_queries = S[:, query_index]  # (D, Q)
     scores = u.new_zeros(Q, L)
-    tokens = max(1, TILE_ENTRIES // (TILE_QUERIES * D))
-    for first in range(0, Q, TILE_QUERIES):
-        queries = slice(first, min(first + TILE_QUERIES, Q))
-        positions = query_index[queries]
-        start, stop = int(positions[0]), int(positions[-1]) + 1
-        bounds = [*range(0, start, tokens), *range(start, stop, tokens), stop]
-        for t0, t1 in zip(bounds, bounds[1:]):
-            t = slice(t0, t1)
-            tile = _before if t1 <= start else _among
-            x = tile(S, A, B[t], C[queries], t, positions)  # (q, t, D)
-            scores[queries, t] = reduce(x * written[t], queries)
-    return scores
+    for q, t in _tiles(query_index.tolist(), max(1, TILE_ENTRIES // (D * max(TILE_QUERIES, N)))):
+        first = S_queries[:, q.start, None]  # (D, 1)
+        from_query = torch.exp((S_queries[:, q] - first).to(dtype)[..., None] * A[:, None])  # (D, q, N)
+        from_token = torch.exp((first - S[:, t]).to(dtype)[:, None] * A[..., None])  # (D, N, t)
+        from_token *= written[:, None, t] * B[:, t]
+        scores[q, t] = reduce(torch.bmm(from_query * read[:, q], from_token))
+    return scores.flip(0, 1) if reverse else scores
 
 
-def _before(S: Tensor, A: Tensor, B: Tensor, C: Tensor, t: slice, positions: Tensor) -> Tensor:
-    """w / step (q, t, D) of tokens that all stand before the queries."""
-    first = S[positions[0]]
-    from_query = torch.exp((S[positions] - first).to(A.dtype)[..., None] * A) * C[:, None]  # (q, D, N)
-    from_token = torch.exp((first - S[t]).to(A.dtype)[..., None] * A) * B[:, None]  # (t, D, N)
-    return torch.einsum("qdn,tdn->qtd", from_query, from_token)
-
-
-def _among(S: Tensor, A: Tensor, B: Tensor, C: Tensor, t: slice, positions: Tensor) -> Tensor:
-    """w / step (q, t, D) of tokens among the queries: those behind a query are 0 for it."""
-    seen = torch.arange(t.start, t.stop, device=S.device) <= positions[:, None]  # (q, t)
-    gap = (S[positions, None] - S[None, t]).to(A.dtype).clamp(min=0)  # behind a query its exponential would overflow
-    w = torch.zeros_like(gap)
-    for n in range(A.shape[1]):
-        w += torch.exp(gap * A[:, n]) * (C[:, None, n, None] * B[None, :, n, None])
-    return w * seen[..., None]
+def _tiles(positions: Sequence[int], num_tokens: int) -> Iterator[tuple[slice, slice]]:
+    """Pairs of queries and tokens which together hold each query with all tokens up to itself, once."""
+    todo = [(0, len(positions), 0)]  # queries from, to, and the first token they still lack
+    while todo:
+        q0, q1, t0 = todo.pop()
+        if q0 == q1:
+            continue
+        stop = positions[q0] + 1
+        for q in range(q0, q1, TILE_QUERIES):
+            for t in range(t0, stop, num_tokens):
+                yield slice(q, min(q + TILE_QUERIES, q1)), slice(t, min(t + num_tokens, stop))
+        middle = (q0 + 1 + q1) // 2
+        todo += [(q0 + 1, middle, stop), (middle, q1, stop)]

@@ -1,0 +1,134 @@
+"""How often a trained compressor's scan selects the needle: is it in the top 5 % of the selection map?
+
+    python benchmarks/selection.py --checkpoint outputs/demo/train/checkpoint --data data/needle/test --clips 300
+
+Of each clip every space-time token that shows a needle counts (``needles`` in the annotations, the frames that were
+sampled): is it among the top 5 % of the clip's space-time tokens? The mean over the tokens of a clip, then over clips,
+with a bootstrapped 95 % interval over clips. Chance is 5 %.
+
+Untrained is the same checkpoint with a compressor that has just been made: same vision, same projector. Its out_proj is
+zero, so it adds nothing to any query; both are therefore measured before out_proj, too ("gated"), which is where they
+can be compared. "length of the token" is the map that needs no scan: how long each token's vector is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bimba.checkpoint import load_pretrained
+from bimba.data.isolated import read_frames
+from bimba.data.transform import frames_to_pixels
+from bimba.model.compressor import build_compressor
+from bimba.model.selection import Watched, selection_map, watch
+from bimba.types import BimbaError, Frames
+
+TOP = 0.05
+RESAMPLES = 10_000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="outputs/demo/train/checkpoint")
+    parser.add_argument("--data", type=Path, default=Path("data/needle/test"), help="a folder with annotations.json")
+    parser.add_argument("--clips", type=int, help="the first so many (default: all)")
+    parser.add_argument("--num-frames", type=int, help="frames sampled of each clip (default: the checkpoint's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the untrained compressor and the bootstrap")
+    parser.add_argument("--json", type=Path, help="write the scores of every clip")
+    options = parser.parse_args()
+    try:
+        scores = measure(options)
+    except (BimbaError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        options.json.write_text(json.dumps({" / ".join(key): found for key, found in scores.items()}, indent=1))
+    print(f"{'task':<11}{'compressor':<12}{'measure':<21}{'direction':<10}{'clips':>6}  in the top {TOP:.0%}, 95 %")
+    for (task, *which), found in scores.items():
+        low, high = interval(found, options.seed)
+        name, what, direction = which
+        spread = f"{np.mean(found):6.1%}  {low:.1%} to {high:.1%}"
+        print(f"{task:<11}{name:<12}{what:<21}{direction:<10}{len(found):>6}  {spread}")
+    return 0
+
+
+@torch.inference_mode()
+def measure(options: argparse.Namespace) -> dict[tuple[str, ...], list[float]]:
+    """(task, compressor, measure, direction) -> the score of each clip."""
+    model, processor = load_pretrained(options.checkpoint)
+    model.eval()
+    trained = model.compressor
+    torch.manual_seed(options.seed)
+    fresh = build_compressor(model.config.compressor, model.config.text_config.hidden_size)
+    compressors = {"trained": trained, "untrained": fresh.to(model.device, model.dtype).eval()}
+    scores: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    side = json.loads((options.data / "config.json").read_text())["config"]["needle_px"]
+    clips = json.loads((options.data / "annotations.json").read_text())[: options.clips]
+    for number, clip in enumerate(clips, start=1):
+        frames = read_frames(options.data / clip["video"], options.num_frames or processor.num_frames)
+        pixel_values = frames_to_pixels(frames, processor.image_processor).to(model.device, model.dtype)
+        for name, compressor in compressors.items():
+            model.compressor = compressor
+            with watch(compressor) as seen:
+                model.encode_video(pixel_values)
+            for (what, direction), values in maps(seen[-1], name).items():
+                shows = needle_tokens(clip, side, frames, seen[-1])
+                scores[clip["task"], name, what, direction].append(in_top(values, shows))
+        if number % 20 == 0:
+            print(f"{number} of {len(clips)} clips", file=sys.stderr)
+    return dict(sorted(scores.items()))
+
+
+def maps(watched: Watched, name: str) -> dict[tuple[str, str], Tensor]:
+    """(measure, direction) -> (T, H, W)."""
+    found = {}
+    for measure in ("change", "gated") if name == "trained" else ("gated",):
+        selection = selection_map(watched, measure=measure)
+        found[measure, "both"] = selection.total.sum(0)
+        found |= {(measure, d): values for d, values in zip(selection.directions, selection.total)}
+    if name == "trained":
+        found["length of the token", "-"] = watched.tokens[0].norm(dim=-1).view(watched.grid)
+    return found
+
+
+def needle_tokens(clip: Mapping[str, Any], side: int, frames: Frames, watched: Watched) -> Tensor:
+    """(T, H, W) bool: which tokens show a needle of ``side`` pixels: those whose square overlaps with one."""
+    height, width = frames.pixels.shape[1:3]
+    T, H, W = watched.grid
+    indices = frames.indices[watched.frames.numpy()]
+    shows = torch.zeros(T, H, W, dtype=torch.bool)
+    for needle in clip["needles"]:
+        visible = (indices >= needle["start"]) & (indices < needle["start"] + needle["length"])
+        rows = slice(needle["y"] * H // height, -(-(needle["y"] + side) * H // height))
+        columns = slice(needle["x"] * W // width, -(-(needle["x"] + side) * W // width))
+        shows[torch.from_numpy(visible), rows, columns] = True
+    return shows
+
+
+def in_top(values: Tensor, shows: Tensor) -> float:
+    """The share of the tokens that show a needle which are among the top 5 %; equal values share a place's chance."""
+    top = max(1, round(TOP * values.numel()))
+    threshold = values.flatten().topk(top).values[-1]
+    above = values > threshold
+    # So that a map of one value scores what chance does.
+    share = (top - int(above.sum())) / int((values == threshold).sum())
+    return float((above[shows].float() + share * (values[shows] == threshold).float()).mean())
+
+
+def interval(found: list[float], seed: int) -> tuple[float, float]:
+    draws = np.random.default_rng(seed).choice(np.array(found), (RESAMPLES, len(found))).mean(1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
