@@ -42,9 +42,10 @@ class Watched:
 
     Attributes:
         block: the layer.
-        tokens: (1, S, C), those of the question in front, if there are any.
+        tokens: (1, S, C), those of the question around them, if there are any.
         queries: (1, Q, C).
         query_index: (Q,) their places in the sequence of S + Q tokens.
+        before: how many of the S tokens stand before the first one of the video.
         grid: (T, H, W) of the layer's space-time tokens.
         frames: (T,) which of the compressor's frames these are: inner layers may drop some.
         query_grid: (T', Q').
@@ -54,6 +55,7 @@ class Watched:
     tokens: Tensor
     queries: Tensor
     query_index: Tensor
+    before: int
     grid: tuple[int, int, int]
     frames: Tensor
     query_grid: tuple[int, int]
@@ -157,12 +159,12 @@ def selection_map(
     chosen = torch.arange(watched.queries.shape[1]) if queries is None else torch.as_tensor(queries)
     is_query = torch.zeros(watched.tokens.shape[1] + watched.queries.shape[1], dtype=torch.bool, device=device)
     is_query[watched.query_index] = True
-    places = (~is_query).nonzero().squeeze(1)[-T * H * W :]  # of the video's tokens; the question's stand before them
-    gate, weight = query_gate(watched), watched.block.mixer.out_proj.weight.float()
+    places = (~is_query).nonzero().squeeze(1)[watched.before :][: T * H * W]  # of the video's tokens
+    gate, weight = query_gate(watched), _mixer(watched).out_proj.weight
 
     def length(x: Tensor) -> Tensor:
         """(D, q, t) -> (q, t)."""
-        return (torch.tensordot(weight, x, 1) if measure == "change" else x).norm(dim=0)
+        return (torch.tensordot(weight.to(x.dtype), x, 1) if measure == "change" else x).norm(dim=0)
 
     maps, elsewhere = [], []
     for number, inputs in enumerate(direction_inputs(watched)):
@@ -202,7 +204,7 @@ def direction_inputs(watched: Watched) -> Iterator[DirectionInputs]:
 
 def query_gate(watched: Watched) -> Tensor:
     """(Q, D): what the layer multiplies the outputs of both directions by."""
-    return _mixer(watched).gate(watched.block.norm(watched.queries))[0].float()
+    return _mixer(watched).gate(watched.block.norm(watched.queries))[0]
 
 
 def spread_queries(num_queries: int, at_most: int) -> Tensor:
@@ -238,16 +240,16 @@ def _watched(block: MambaBlock, call: dict[str, Any], layer: dict[str, Any]) -> 
         raise BimbaError(f"A selection map is made of one video at a time, received a batch of {batch}.")
     tokens, queries = layer["tokens"].detach(), layer["queries"].detach()
     question = call.get("question")
-    in_front = 0 if question is None else question.shape[1]
-    if (tokens.shape[1] - in_front) % (H * W):
-        in_front = 0  # the last layer does without the question
+    length = 0 if question is None else question.shape[1]
     frames = torch.arange(num_frames)
-    while len(frames) * H * W > tokens.shape[1] - in_front:
+    while len(frames) > 1 and tokens.shape[1] < len(frames) * H * W:
         frames = frames[::2]  # as multi_scale drops them
-    if len(frames) * H * W != tokens.shape[1] - in_front:
+    around = tokens.shape[1] - len(frames) * H * W  # the question stands in front, or at both ends
+    if around not in (0, length, 2 * length):
         raise BimbaError(
-            f"The last layer of {type(block).__name__} has {tokens.shape[1]} tokens, which are no frames of "
-            f"{H} x {W} of the {num_frames}; a selection map cannot tell where they lie."
+            f"The compressor's last layer has {tokens.shape[1]} tokens of {num_frames} frames of {H} x {W} and a "
+            f"question of {length}; a selection map cannot tell where they lie."
         )
     query_grid = (call["queries"].shape[1], call["queries"].shape[2])
-    return Watched(block, tokens, queries, layer["query_index"], (len(frames), H, W), frames, query_grid)
+    before, grid = min(around, length), (len(frames), H, W)
+    return Watched(block, tokens, queries, layer["query_index"], before, grid, frames, query_grid)
