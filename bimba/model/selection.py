@@ -1,14 +1,16 @@
 """Step [4] looked at: which space-time tokens the last scan of a compressor read its queries from.
 
 A compressor is watched while it works, and what its last layer was given is taken apart by
-:func:`bimba.ops.selective_scan.attribution.attribute`. What token t adds to query q in one direction is the vector ::
+:func:`bimba.ops.selective_scan.attribution.attribute`, back through the scan and the convolution before it. What token
+s adds to query q in one direction is the vector ::
 
-    out_proj(gate[q] * x[q, t])          x[q, t, d] = w[q, t, d] u[t, d], as written there
+    out_proj(gate[q] * x[q, s])
+    x[q, s, d] = (sum over k of w[q, s + k, d] sigmoid(z[s + k, d]) taps[d, k]) v[s, d]
 
-Over tokens and directions these vectors, with those of the skips D u at the queries, add up to what the layer adds to
-the query. The map shows their lengths. Of a layer with others in front of it the tokens are what those others made of
-the patches, at the same places. The convolution in front of the scan mixes a token with the three before it (behind
-it, in the backward direction); what the mixture writes is counted for the token at whose place it enters the scan.
+with v = in_proj(norm(token)) and z the convolution's output. Over tokens and directions these vectors, with those of
+the convolution's bias and of the skips D u at the queries, add up to what the layer adds to the query. The map shows
+their lengths. Of a layer with others in front of it the tokens are what those others made of the patches, at the same
+places. What is held fixed, as attention's weights are when attention is drawn: step, B, C, gate, sigmoid(z), the norm.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from torch.nn import functional as F
 from bimba.model import compressor as compressors
 from bimba.model.block import MambaBlock
 from bimba.model.mamba import MambaMixer
-from bimba.ops import interleave
+from bimba.ops import bidirectional_conv1d, interleave
 from bimba.ops.selective_scan.attribution import attribute
 from bimba.types import BimbaError
 
@@ -86,14 +88,15 @@ class SelectionMap:
 
 @dataclass(frozen=True)
 class DirectionInputs:
-    """One direction of the last layer's scan, as ``attribute`` takes it; ``D`` (D,) is the skip's."""
+    """One direction of the last layer's convolution and scan, as ``attribute`` takes them."""
 
-    u: Tensor  # (L, D)
+    u: Tensor  # (L, D), what enters the convolution
     step: Tensor  # (L, D)
     A: Tensor  # (D, N)
     B: Tensor  # (L, N)
     C: Tensor  # (Q, N)
-    D: Tensor  # (D,)
+    taps: Tensor  # (D, W)
+    passed: Tensor  # (L, D)
 
 
 def last_scan(compressor: nn.Module | None) -> MambaBlock:
@@ -172,7 +175,7 @@ def selection_map(
         for block in chosen.to(device).split(_BLOCK):
             scores = attribute(
                 inputs.u, inputs.step, inputs.A, inputs.B, inputs.C[block], watched.query_index[block], length,
-                gate=gate[block], reverse=number == 1,
+                gate=gate[block], taps=inputs.taps, passed=inputs.passed, reverse=number == 1,
             )  # fmt: skip
             everything += float(scores.sum())
             rows.append(scores[:, places].float().cpu())
@@ -199,7 +202,16 @@ def direction_inputs(watched: Watched) -> Iterator[DirectionInputs]:
         u = mixer.convolve(inner, directions)
         delta, B, C = mixer.scan_inputs(u, directions)
         step = F.softplus(delta[0, 0].to(directions.dt_bias.dtype) + directions.dt_bias[0])
-        yield DirectionInputs(u[0, 0], step, directions.A[0], B[0, 0], C[0, 0, watched.query_index], directions.D[0])
+        z = bidirectional_conv1d(inner, directions.conv, directions.conv_bias, False, directions.reverse)
+        yield DirectionInputs(
+            u=inner[0],
+            step=step,
+            A=directions.A[0],
+            B=B[0, 0],
+            C=C[0, 0, watched.query_index],
+            taps=directions.conv[0].flip(-1),  # the last one is the token's own
+            passed=torch.sigmoid(z[0, 0]),
+        )
 
 
 def query_gate(watched: Watched) -> Tensor:

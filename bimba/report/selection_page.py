@@ -70,12 +70,17 @@ def numbers(video: Drawn, selection: SelectionMap, facts: Mapping[str, Any]) -> 
         "from_other_tokens": dict(zip(selection.directions, _digits(selection.elsewhere.numpy()))),
         "per_frame": {name: _digits(values.sum((1, 2))) for name, values in video.maps.items()},
         "strongest": [
-            {"frame": int(video.indices[t]), "time_s": round(float(video.times_s[t]), 3), "row": int(row), "column": int(column),
-             "added": _digits(first[t, row, column])}
+            {
+                "frame": int(video.indices[t]),
+                "time_s": round(float(video.times_s[t]), 3),
+                "row": int(row),
+                "column": int(column),
+                "added": _digits(first[t, row, column]),
+            }
             for t, row, column in zip(*np.unravel_index(strongest, first.shape))
         ],
         "map": {name: _digits(values) for name, values in video.maps.items()},
-    }  # fmt: skip
+    }
 
 
 def page(video: Drawn, selection: SelectionMap, facts: Mapping[str, Any]) -> str:
@@ -113,12 +118,13 @@ def _page_data(video: Drawn, selection: SelectionMap) -> dict[str, Any]:
         "times": [round(float(time), 2) for time in video.times_s],
         "maps": {name: _levels(values) for name, values in video.maps.items()},
         "queryGrid": [groups, per_frame, columns if columns and per_frame % columns == 0 else per_frame],
-        "queries": {
-            int(selection.queries[k]): {name: _levels(of_one) for name, of_one in by_name(selection, queries[:, k]).items()}
-            for k in kept
-        },
+        "queries": {int(selection.queries[k]): _named_levels(selection, queries[:, k]) for k in kept},
         "colours": colour_table(),
-    }  # fmt: skip
+    }
+
+
+def _named_levels(selection: SelectionMap, values: np.ndarray) -> dict[str, str]:
+    return {name: _levels(of_one) for name, of_one in by_name(selection, values).items()}
 
 
 def _levels(values: np.ndarray) -> str:

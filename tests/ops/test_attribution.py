@@ -38,9 +38,9 @@ def scan(u, step, A, B, C, index, reverse):
     )[0][0, 0]  # fmt: skip
 
 
-def everything(given, reverse):
+def everything(given, reverse, **more):
     """x (Q, L, D), channel by channel."""
-    return torch.stack([attribute(*given, lambda x, d=d: x[d], reverse=reverse) for d in range(D)], dim=-1)
+    return torch.stack([attribute(*given, lambda x, d=d: x[d], reverse=reverse, **more) for d in range(D)], dim=-1)
 
 
 @pytest.fixture(params=[1, 3, 16])
@@ -65,6 +65,25 @@ def test_weights_are_the_gradients(tile, reverse):
         [torch.autograd.grad(y[q, d], u, retain_graph=True)[0][:, d] for q in range(len(QUERIES)) for d in range(D)]
     )
     w = everything((torch.ones_like(u).detach(), *others), reverse)  # of u = 1 what is written is the weight
+    torch.testing.assert_close(w, gradients.view(len(QUERIES), D, L).mT, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_weights_through_a_convolution_are_the_gradients(tile, reverse):
+    v, *others = inputs()
+    generator = torch.Generator().manual_seed(2)
+    taps, passed = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((D, 4), (L, D)))
+
+    def convolved(v):
+        padded = torch.cat([v.new_zeros(3, D), v.flip(0) if reverse else v])
+        z = sum(taps[:, k] * padded[3 - k : 3 - k + L] for k in range(4))
+        return passed * (z.flip(0) if reverse else z)
+
+    y = scan(convolved(v.requires_grad_()), *others, reverse)
+    gradients = torch.stack(
+        [torch.autograd.grad(y[q, d], v, retain_graph=True)[0][:, d] for q in range(len(QUERIES)) for d in range(D)]
+    )
+    w = everything((torch.ones_like(v).detach(), *others), reverse, taps=taps, passed=passed)
     torch.testing.assert_close(w, gradients.view(len(QUERIES), D, L).mT, rtol=1e-10, atol=1e-10)
 
 
