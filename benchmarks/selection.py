@@ -8,7 +8,8 @@ with a bootstrapped 95 % interval over clips. Chance is 5 %.
 
 Untrained is the same checkpoint with a compressor that has just been made: same vision, same projector. Its out_proj is
 zero, so it adds nothing to any query; both are therefore measured before out_proj, too ("gated"), which is where they
-can be compared. "length of the token" is the map that needs no scan: how long each token's vector is.
+can be compared. A map is the mean over the queries, as ``bimba map`` draws it, or what each token added to the one query
+it added most to (max). "length of the token" is the map that needs no scan: how long each token's vector is.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="outputs/demo/train/checkpoint")
     parser.add_argument("--data", type=Path, default=Path("data/needle/test"), help="a folder with annotations.json")
     parser.add_argument("--clips", type=int, help="the first so many (default: all)")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="leave out the first so many of them (default: %(default)s)"
+    )
     parser.add_argument("--num-frames", type=int, help="frames sampled of each clip (default: the checkpoint's)")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained compressor and the bootstrap")
     parser.add_argument("--json", type=Path, help="write the scores of every clip")
@@ -72,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict[tuple[str, ...], list[float]]:
     compressors = {"trained": trained, "untrained": fresh.to(model.device, model.dtype).eval()}
     scores: dict[tuple[str, ...], list[float]] = defaultdict(list)
     side = json.loads((options.data / "config.json").read_text())["config"]["needle_px"]
-    clips = json.loads((options.data / "annotations.json").read_text())[: options.clips]
+    clips = json.loads((options.data / "annotations.json").read_text())[options.skip : options.clips]
     for number, clip in enumerate(clips, start=1):
         frames = read_frames(options.data / clip["video"], options.num_frames or processor.num_frames)
         pixel_values = frames_to_pixels(frames, processor.image_processor).to(model.device, model.dtype)
@@ -93,8 +97,9 @@ def maps(watched: Watched, name: str) -> dict[tuple[str, str], Tensor]:
     found = {}
     for measure in ("change", "gated") if name == "trained" else ("gated",):
         selection = selection_map(watched, measure=measure)
-        found[measure, "both"] = selection.total.sum(0)
-        found |= {(measure, d): values for d, values in zip(selection.directions, selection.total)}
+        for over, values in (("mean", selection.total), ("max", selection.per_query.amax(1))):
+            found[f"{measure}, {over}", "both"] = values.sum(0)
+            found |= {(f"{measure}, {over}", d): of_one for d, of_one in zip(selection.directions, values)}
     if name == "trained":
         found["length of the token", "-"] = watched.tokens[0].norm(dim=-1).view(watched.grid)
     return found

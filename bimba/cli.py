@@ -152,7 +152,9 @@ def _add_map(commands: Any) -> argparse.ArgumentParser:
         "--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)"
     )
     selection.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
-    selection.add_argument("--num-frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's)")
+    selection.add_argument(
+        "--num-frames", "--frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's number)"
+    )
     selection.add_argument(
         "--short-videos", choices=get_args(ShortVideos), default="error", help="as of ask (default: %(default)s)"
     )
