@@ -80,7 +80,7 @@ def contact_sheet(video: Drawn) -> Plot:
             level = None if name is None else heat(video.maps[name])
             for axes, t in zip(panels[row], columns):
                 extent = (0, width, height, 0)
-                axes.imshow(video.pixels[t], extent=extent)
+                axes.imshow(video.pixels[t] if level is None else _grey(video.pixels[t]), extent=extent)
                 if level is not None:
                     axes.imshow(
                         level[t], COLOURS, alpha=level[t], vmin=0, vmax=1, extent=extent, interpolation="nearest"
@@ -113,6 +113,12 @@ def timeline(video: Drawn) -> Plot:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return Plot("timeline", "What each frame's tokens added to the queries, along time.", figure)
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """(height, width, 3) uint8 without its colours, which are the heat's."""
+    light = pixels @ np.array([0.299, 0.587, 0.114])
+    return np.repeat(light[..., None], 3, axis=-1).astype(np.uint8)
 
 
 def jpeg(pixels: np.ndarray, side: int) -> str:
