@@ -8,8 +8,7 @@ with a bootstrapped 95 % interval over clips. Chance is 5 %. "frames" asks the s
 the sum of their tokens; of 32 frames the top 5 % are two, so chance is 6.25 %.
 
 Untrained is the same checkpoint with a compressor that has just been made: same vision, same projector. Its out_proj is
-zero, so it adds nothing to any query; both are therefore measured before out_proj, too ("gated"), which is where they
-can be compared. A map is the mean over the queries, as ``bimba map`` draws it, or what each token added to the query it
+zero, so it adds nothing to any query; both are therefore measured before out_proj (measure "gated"). A map is the mean over the queries, as ``bimba map`` draws it, or what each token added to the query it
 added most to (max). "length of the token" is the map that needs no scan: how long each token's vector is.
 """
 
@@ -48,15 +47,13 @@ def main() -> int:
     )
     parser.add_argument("--num-frames", type=int, help="frames sampled of each clip (default: the checkpoint's)")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained compressor and the bootstrap")
-    parser.add_argument("--json", type=Path, help="write the scores of every clip")
+    parser.add_argument("--json", type=Path, help="write the scores of every clip, clip by clip")
     options = parser.parse_args()
     try:
         scores = measure(options)
     except (BimbaError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.json:
-        options.json.write_text(json.dumps({" / ".join(key): found for key, found in scores.items()}, indent=1))
     print(f"in the top {TOP:.0%}, with a 95 % interval; tokens, and frames in brackets")
     for (task, name, what, direction, of), found in scores.items():
         if of == "tokens":
@@ -68,7 +65,7 @@ def main() -> int:
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> dict[tuple[str, ...], list[float]]:
-    """(task, compressor, measure, direction) -> the score of each clip."""
+    """(task, compressor, map, direction, tokens or frames) -> the score of each clip."""
     model, processor = load_pretrained(options.checkpoint)
     model.eval()
     trained = model.compressor
@@ -92,17 +89,18 @@ def measure(options: argparse.Namespace) -> dict[tuple[str, ...], list[float]]:
                 scores[(*key, "frames")].append(in_top(values.sum((1, 2)), shows.any(2).any(1)))
         if number % 20 == 0:
             print(f"{number} of {len(clips)} clips", file=sys.stderr)
+        if options.json:  # as it goes
+            options.json.write_text(json.dumps({" / ".join(key): found for key, found in scores.items()}, indent=1))
     return dict(sorted(scores.items()))
 
 
 def maps(watched: Watched, name: str) -> dict[tuple[str, str], Tensor]:
-    """(measure, direction) -> (T, H, W)."""
-    found = {}
-    for measure in ("change", "gated") if name == "trained" else ("gated",):
-        selection = selection_map(watched, measure=measure)
-        for over, values in (("mean", selection.total), ("max", selection.per_query.amax(1))):
-            found[f"{measure}, {over}", "both"] = values.sum(0)
-            found |= {(f"{measure}, {over}", d): of_one for d, of_one in zip(selection.directions, values)}
+    """(mean or max over queries, direction) -> (T, H, W)."""
+    found: dict[tuple[str, str], Tensor] = {}
+    selection = selection_map(watched, measure="gated")
+    for over, values in (("mean", selection.total), ("max", selection.per_query.amax(1))):
+        found[over, "both"] = values.sum(0)
+        found |= {(over, direction): of_one for direction, of_one in zip(selection.directions, values)}
     if name == "trained":
         found["length of the token", "-"] = watched.tokens[0].norm(dim=-1).view(watched.grid)
     return found
