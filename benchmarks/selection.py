@@ -8,8 +8,9 @@ with a bootstrapped 95 % interval over clips. Chance is 5 %. "frames" asks the s
 the sum of their tokens; of 32 frames the top 5 % are two, so chance is 6.25 %.
 
 Untrained is the same checkpoint with a compressor that has just been made: same vision, same projector. Its out_proj is
-zero, so it adds nothing to any query; both are therefore measured before out_proj (measure "gated"). A map is the mean over the queries, as ``bimba map`` draws it, or what each token added to the query it
-added most to (max). "length of the token" is the map that needs no scan: how long each token's vector is.
+zero, so it adds nothing to any query; both are therefore measured before out_proj (measure "gated"). A map is the mean
+over the queries, as ``bimba map`` draws it, or what each token added to the query it added most to (max). "length of
+the token" is the map that needs no scan: how long each token's vector is.
 """
 
 from __future__ import annotations

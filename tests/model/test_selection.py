@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bimba.model.compressor import MambaCompressor, PoolCompressor
+from bimba.model.compressor import Compressor, MambaCompressor, PoolCompressor
 from bimba.model.selection import direction_inputs, query_gate, selection_map, spread_queries, watch
+from bimba.ops import query_positions
 from bimba.ops.selective_scan.attribution import attribute
 from bimba.types import BimbaError
 
@@ -70,6 +71,28 @@ def test_tokens_lie_where_they_came_from():
         assert (total[~where] == 0).all()
     assert (selected.elsewhere > 0).all()  # the queries write, too
     assert (selected.elsewhere < 1).all()
+
+
+@pytest.mark.parametrize("at_both_ends", [False, True])
+def test_a_question_around_the_video(at_both_ends):
+    """As it stands in the sequence of a compressor that is conditioned on it."""
+
+    class Asked(Compressor):
+        def __init__(self):
+            super().__init__(C, question_conditioned=True)
+            self.layer = compressor(norm=False).layers[0]
+
+        def forward(self, space_time_tokens, queries, question=None):
+            tokens = torch.cat(
+                [question, space_time_tokens.flatten(1, 3), *([question] if at_both_ends else [])], dim=1
+            )
+            index = query_positions(tokens.shape[1] - 10, queries.shape[1] * queries.shape[2]) + 5
+            return self.layer(tokens, queries.flatten(1, 2), index).view(queries.shape)
+
+    tokens, queries = torch.zeros(1, *GRID, C), media()[1]
+    tokens[0, 1, 2, 0] = 5.0
+    selected = selection_map(watched(Asked(), tokens, queries, torch.randn(1, 5, C))[0])
+    assert selected.total.sum(0).nonzero().tolist() == [[1, 2, 0]]
 
 
 def test_a_selection_of_queries_and_the_mean_of_all():
