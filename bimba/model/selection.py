@@ -109,10 +109,10 @@ def last_scan(compressor: nn.Module | None) -> MambaBlock:
         return blocks[-1]
     names = [module.name for module in pkgutil.iter_modules(compressors.__path__) if not module.name.startswith("_")]
     able = [name for name in names if _scans(compressors.build_compressor({"name": name}, hidden_size=16))]
-    found = "no compressor" if compressor is None else f"a {type(compressor).__name__}, which has no scan"
+    found = "no compressor" if compressor is None else f"a {type(compressor).__name__}, without such a scan"
     raise BimbaError(
-        f"A selection map shows what a scan selected, and this model has {found}. Give a checkpoint whose compressor "
-        f"is one of: {', '.join(able)}."
+        f"A selection map takes Mamba's scan apart, and this model has {found}. Give a checkpoint whose compressor is one "
+        f"of: {', '.join(able)}."
     )
 
 
