@@ -111,8 +111,8 @@ def last_scan(compressor: nn.Module | None) -> MambaBlock:
     able = [name for name in names if _scans(compressors.build_compressor({"name": name}, hidden_size=16))]
     found = "no compressor" if compressor is None else f"a {type(compressor).__name__}, without such a scan"
     raise BimbaError(
-        f"A selection map takes Mamba's scan apart, and this model has {found}. Give a checkpoint whose compressor is one "
-        f"of: {', '.join(able)}."
+        f"A selection map takes Mamba's scan apart, and this model has {found}. Give a checkpoint whose compressor is "
+        f"one of: {', '.join(able)}."
     )
 
 
