@@ -1,6 +1,6 @@
 """The console script ``bimba``: ``ask`` a video something, ``convert`` a checkpoint, ``doctor`` examines this machine,
-``data check`` examines training data, ``report`` makes one page of a sweep's runs.
-``data check`` examines training data, ``data pack`` makes chunks of it for an object store.
+``data check`` examines training data, ``data pack`` makes chunks of it for an object store, ``report`` makes one page
+of a sweep's runs, ``map`` draws what was selected of a video.
 
 ``egoschema-submission`` makes a file for Kaggle of an evaluation's answers, ``prepare`` looks after a benchmark's data.
 
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="check training data, or pack them for an object store")
     of_data = data.add_subparsers(required=True, metavar="COMMAND")
     check, pack = _add_data_check(of_data), _add_data_pack(of_data)
-    report = _add_report(commands)
+    report, selection = _add_report(commands), _add_map(commands)
 
     prepare = commands.add_parser(
         "prepare",
@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run_doctor)
-    for command in (ask, convert, submission, check, pack, report, prepare, doctor):
+    for command in (ask, convert, submission, check, pack, report, selection, prepare, doctor):
         # Also after the command's name; SUPPRESS keeps it from undoing the one before.
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
@@ -193,6 +193,70 @@ def _add_mixture(command: argparse.ArgumentParser, others: Sequence[str] = ()) -
     command.add_argument("--video-root", metavar="FOLDER", help="holds the videos, by data_source")
     command.add_argument("--image-root", metavar="FOLDER", help="holds the images (default: the video root)")
     command.add_argument("--annotation-root", metavar="FOLDER", help="where relative json_paths start")
+
+
+def _add_map(commands: Any) -> argparse.ArgumentParser:
+    selection: argparse.ArgumentParser = commands.add_parser(
+        "map",
+        help="which moments and places of a video the compressor selected",
+        description="Draws what the compressor's last scan selected of a video: two pictures, a page, the numbers.",
+        epilog='example: bimba map match.mp4 --question "Who scored?" --checkpoint CHECKPOINT --out map',
+    )
+    selection.add_argument("video", metavar="VIDEO", help="a video file")
+    selection.add_argument("--out", required=True, metavar="FOLDER", help="folder to write; must not exist yet")
+    selection.add_argument("--question", help="asked too; what a question-conditioned model selects depends on it")
+    selection.add_argument("--options", nargs="+", metavar="OPTION", help="2 to 26 options of the question")
+    selection.add_argument("--short", action="store_true", help="ask for a single word or phrase")
+    selection.add_argument(
+        "--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)"
+    )
+    selection.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
+    selection.add_argument(
+        "--num-frames", "--frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's number)"
+    )
+    selection.add_argument(
+        "--short-videos", choices=get_args(ShortVideos), default="error", help="as of ask (default: %(default)s)"
+    )
+    selection.add_argument(
+        "--queries", type=int, default=128, metavar="N", help="how many queries are looked at (default: %(default)s)"
+    )
+    selection.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
+    selection.set_defaults(run=run_map)
+    return selection
+
+
+def run_map(arguments: argparse.Namespace) -> int:
+    _hush_libraries()
+    from bimba.inference import VideoQA
+    from bimba.inference.selection import look
+    from bimba.inference.source import identify
+    from bimba.report.selection_page import check_new, write_selection
+
+    out = Path(arguments.out)
+    check_new(out)
+    identify(arguments.video, 1, arguments.short_videos)  # a missing file is said before a model is loaded
+    engine = VideoQA.from_pretrained(arguments.checkpoint, device=arguments.device, base=arguments.base)
+    looked = look(
+        engine,
+        arguments.video,
+        num_frames=arguments.num_frames,
+        question=arguments.question,
+        options=arguments.options,
+        short=arguments.short,
+        short_videos=arguments.short_videos,
+        num_queries=arguments.queries,
+    )
+    facts = {
+        "video": arguments.video,
+        "checkpoint": arguments.checkpoint,
+        "question": arguments.question,
+        "answer": looked.answer,
+    }
+    write_selection(out, looked.frames, looked.selection, facts)
+    if looked.answer is not None:
+        print(looked.answer)
+    print(f"The map is in {out}; open {out / 'selection.html'}.")
+    return 0
 
 
 def run_data_check(arguments: argparse.Namespace) -> int:

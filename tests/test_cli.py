@@ -39,7 +39,9 @@ def ask(checkpoint, *arguments):
     return cli.main(["ask", *arguments, "--checkpoint", checkpoint, "--device", "cpu"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["prepare", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ask", "--help"], ["map", "--help"], ["prepare", "--help"], ["doctor", "--help"]]
+)
 def test_help_imports_no_torch(arguments):
     code = "import sys; from bimba.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
@@ -118,6 +120,60 @@ def test_a_short_video_is_refused_with_the_flags_that_help(checkpoint, tmp_path,
     for flags in (("--frames", "3"), ("--short-videos", "repeat")):
         assert all(flag in captured.err for flag in flags)
         assert ask(checkpoint, path, "Who?", "--max-new-tokens", "2", *flags) == 0
+
+
+@pytest.fixture(scope="module")
+def scanning(tmp_path_factory) -> str:
+    """A checkpoint whose compressor scans."""
+    from bimba.checkpoint import save_pretrained
+    from bimba.model.compressor import build_compressor
+
+    model, processor = tiny_model()
+    model.config.compressor = {"name": "mamba", "d_state": 4}
+    model.compressor = build_compressor(model.config.compressor, model.config.text_config.hidden_size)
+    save_pretrained(model, processor, folder := tmp_path_factory.mktemp("model") / "scanning")
+    return str(folder)
+
+
+def test_map_writes_a_folder_once(scanning, video, tmp_path, capsys):
+    out = tmp_path / "map"
+    arguments = ["map", video, "--checkpoint", scanning, "--device", "cpu", "--out", str(out)]
+    assert cli.main([*arguments, "--question", "Which?", "--options", "red", "blue", "--queries", "3"]) == 0
+    answer, where = capsys.readouterr().out.splitlines()
+    assert answer in ("A. red", "B. blue")
+    assert where == f"The map is in {out}; open {out / 'selection.html'}."
+    assert {path.name for path in out.iterdir()} == {
+        "selection.html", "selection.json", "selection.png", "timeline.png",
+    }  # fmt: skip
+    numbers = json.loads((out / "selection.json").read_text())
+    assert numbers["answer"] == answer
+    assert numbers["frames"] == [0, 3, 7, 11]
+    assert len(numbers["queries"]["looked_at"]) == 3
+    assert cli.main(arguments) == 2
+    assert "exists already; give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.mp4"], "missing.mp4"),
+        (["VIDEO", "--num-frames", "13"], "12 frames, and 13 were asked for"),
+        (["VIDEO", "--queries", "0"], "0 queries"),
+        (["VIDEO", "--short"], "of a question; give one"),
+        (["VIDEO", "--question", " "], "question is empty"),
+        (["VIDEO", "--checkpoint", "bimba-tiny"], "whose compressor is one of: "),
+    ],
+)
+def test_map_errors_leave_no_folder(scanning, video, tmp_path, capsys, arguments, message):
+    words = [video if word == "VIDEO" else word for word in arguments]
+    if "--checkpoint" not in words:
+        words += ["--checkpoint", scanning]
+    assert cli.main(["map", *words, "--device", "cpu", "--out", str(tmp_path / "map")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "map").exists()
 
 
 def test_a_folder_that_is_no_checkpoint_is_a_user_error(video, tmp_path, capsys):

@@ -170,20 +170,29 @@ class MambaMixer(nn.Module):
         self, u: Tensor, query_index: Tensor | None, directions: Directions, initial_state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """u (R, B, L, D) -> y (R, B, Q, D) before the gate, and the last state (R, B, D, N); both wide."""
-        dt, B, C = _project(u, directions.x_proj).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta, B, C = self.scan_inputs(u, directions)
         C = C if query_index is None else C.index_select(2, query_index)
         return scan_directions(
-            u, _project(dt, directions.dt_proj), directions.A, B, C, directions.D, directions.dt_bias,
+            u, delta, directions.A, B, C, directions.D, directions.dt_bias,
             initial_state=initial_state, delta_softplus=True, reverse=directions.reverse, query_index=query_index,
             backend=self.scan_backend,
         )  # fmt: skip
 
+    def scan_inputs(self, u: Tensor, directions: Directions) -> tuple[Tensor, Tensor, Tensor]:
+        """u (R, B, L, D) -> the step size before bias and softplus (R, B, L, D), and B and C (R, B, L, N)."""
+        dt, B, C = _project(u, directions.x_proj).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return _project(dt, directions.dt_proj), B, C
+
     def read_out(self, y: Sequence[Tensor], read: Tensor) -> Tensor:
         """Sums the directions (B, Q, D) and gates them by the input at their positions (B, Q, C) -> (B, Q, C)."""
-        gate = F.silu(F.linear(read, self.in_proj.weight[self.d_inner :]))  # the same for both directions
+        gate = self.gate(read)
         total = y[0] if len(y) == 1 else y[0] + y[1]
         out: Tensor = self.out_proj((total * gate).to(gate.dtype))
         return out
+
+    def gate(self, read: Tensor) -> Tensor:
+        """The input at the positions that are read, (B, Q, C) -> (B, Q, D), the same for both directions."""
+        return F.silu(F.linear(read, self.in_proj.weight[self.d_inner :]))
 
 
 @dataclass(frozen=True)

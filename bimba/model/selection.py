@@ -1,0 +1,267 @@
+"""Step [4] looked at: which space-time tokens the last scan of a compressor read its queries from.
+
+A compressor is watched while it works, and what its last layer was given is taken apart by
+:func:`bimba.ops.selective_scan.attribution.attribute`, back through the scan and the convolution before it. What token
+s adds to query q in one direction is the vector ::
+
+    out_proj(gate[q] * x[q, s])
+    x[q, s, d] = (sum over k of w[q, s + k, d] sigmoid(z[s + k, d]) taps[d, k]) v[s, d]
+
+with v = in_proj(norm(token)) and z the convolution's output. Over tokens and directions these vectors, with those of
+the convolution's bias and of the skips D u at the queries, add up to what the layer adds to the query. The map shows
+their lengths. Of a layer with others in front of it the tokens are what those others made of the patches, at the same
+places. What is held fixed, as attention's weights are when attention is drawn: step, B, C, gate, sigmoid(z), the norm.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bimba.model import compressor as compressors
+from bimba.model.block import MambaBlock
+from bimba.model.mamba import MambaMixer
+from bimba.ops import bidirectional_conv1d, interleave
+from bimba.ops.selective_scan.attribution import attribute
+from bimba.types import BimbaError
+
+DIRECTIONS = ("forward", "backward")
+Measure = Literal["change", "gated"]
+_BLOCK = 64  # queries whose rows (q, L) are in memory at a time
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the last scan of a compressor was given in one call, for one video.
+
+    Attributes:
+        block: the layer.
+        tokens: (1, S, C), those of the question around them, if there are any.
+        queries: (1, Q, C).
+        query_index: (Q,) their places in the sequence of S + Q tokens.
+        before: how many of the S tokens stand before the first one of the video.
+        grid: (T, H, W) of the layer's space-time tokens.
+        frames: (T,) which of the compressor's frames these are: inner layers may drop some.
+        query_grid: (T', Q').
+    """
+
+    block: MambaBlock
+    tokens: Tensor
+    queries: Tensor
+    query_index: Tensor
+    before: int
+    grid: tuple[int, int, int]
+    frames: Tensor
+    query_grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SelectionMap:
+    """How much each space-time token added to the queries, on the CPU, in float32.
+
+    Attributes:
+        directions: names of the R directions.
+        total: (R, T, H, W), the mean over the queries that were looked at.
+        per_query: (R, K, T, H, W) of each of them.
+        queries: (K,) which of the T' Q' queries they are.
+        frames: (T,) which of the compressor's frames the map shows.
+        query_grid: (T', Q').
+        elsewhere: (R,) the share of all that was added which came from other tokens: queries, and the question's.
+    """
+
+    directions: tuple[str, ...]
+    total: Tensor
+    per_query: Tensor
+    queries: Tensor
+    frames: Tensor
+    query_grid: tuple[int, int]
+    elsewhere: Tensor
+
+
+@dataclass(frozen=True)
+class DirectionInputs:
+    """One direction of the last layer's convolution and scan, as ``attribute`` takes them."""
+
+    u: Tensor  # (L, D), what enters the convolution
+    step: Tensor  # (L, D)
+    A: Tensor  # (D, N)
+    B: Tensor  # (L, N)
+    C: Tensor  # (Q, N)
+    taps: Tensor  # (D, W)
+    passed: Tensor  # (L, D)
+
+
+def last_scan(compressor: nn.Module | None) -> MambaBlock:
+    """The last layer of a compressor that scans.
+
+    Raises:
+        BimbaError: it has none; the message names the compressors that have one.
+    """
+    if blocks := _scans(compressor):
+        return blocks[-1]
+    names = [module.name for module in pkgutil.iter_modules(compressors.__path__) if not module.name.startswith("_")]
+    able = [name for name in names if _scans(compressors.build_compressor({"name": name}, hidden_size=16))]
+    found = "no compressor" if compressor is None else f"a {type(compressor).__name__}, without such a scan"
+    raise BimbaError(
+        f"A selection map takes Mamba's scan apart, and this model has {found}. Give a checkpoint whose compressor is "
+        f"one of: {', '.join(able)}."
+    )
+
+
+@contextmanager
+def watch(compressor: nn.Module | None) -> Iterator[list[Watched]]:
+    """While it lasts, every call of the compressor is added to the list; its last layer is not streamed.
+
+    Raises:
+        BimbaError: as :func:`last_scan`; and from the compressor's call, for a batch of several videos.
+    """
+    block = last_scan(compressor)
+    seen: list[Watched] = []
+    call: dict[str, Any] = {}
+
+    def on_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call.update(_arguments(module, args, kwargs))
+
+    def on_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        seen.append(_watched(block, call, _arguments(module, args, kwargs)))
+        return args, {**kwargs, "pieces": ()}
+
+    handles = [
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+        for module, hook in ((compressor, on_call), (block, on_layer))
+        if module is not None
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def selection_map(
+    watched: Watched, queries: Sequence[int] | Tensor | None = None, measure: Measure = "change"
+) -> SelectionMap:
+    """What each token added to the queries.
+
+    Args:
+        queries: increasing numbers of those of the T' Q' queries to look at; None: all. Time grows with their number
+            times that of the tokens, and so does the result.
+        measure: "change": the length of what was added to the query, behind ``out_proj``. "gated": before it, which
+            also tells tokens apart where ``out_proj`` is zero, as in a fresh compressor.
+    """
+    device, (T, H, W) = watched.tokens.device, watched.grid
+    chosen = torch.arange(watched.queries.shape[1]) if queries is None else torch.as_tensor(queries)
+    is_query = torch.zeros(watched.tokens.shape[1] + watched.queries.shape[1], dtype=torch.bool, device=device)
+    is_query[watched.query_index] = True
+    places = (~is_query).nonzero().squeeze(1)[watched.before :][: T * H * W]  # of the video's tokens
+    gate, weight = query_gate(watched), _mixer(watched).out_proj.weight
+
+    def length(x: Tensor) -> Tensor:
+        """(D, q, t) -> (q, t)."""
+        return (torch.tensordot(weight.to(x.dtype), x, 1) if measure == "change" else x).norm(dim=0)
+
+    maps, elsewhere = [], []
+    for number, inputs in enumerate(direction_inputs(watched)):
+        rows, everything = [], 0.0
+        for block in chosen.to(device).split(_BLOCK):
+            scores = attribute(
+                inputs.u, inputs.step, inputs.A, inputs.B, inputs.C[block], watched.query_index[block], length,
+                gate=gate[block], taps=inputs.taps, passed=inputs.passed, reverse=number == 1,
+            )  # fmt: skip
+            everything += float(scores.sum())
+            rows.append(scores[:, places].float().cpu())
+        maps.append(torch.cat(rows).unflatten(1, (T, H, W)))
+        elsewhere.append(1 - float(maps[-1].sum()) / everything if everything else 0.0)
+    per_query = torch.stack(maps)
+    return SelectionMap(
+        directions=DIRECTIONS[: len(maps)],
+        total=per_query.mean(1),
+        per_query=per_query,
+        queries=chosen.cpu(),
+        frames=watched.frames,
+        query_grid=watched.query_grid,
+        elsewhere=torch.tensor(elsewhere),
+    )
+
+
+def direction_inputs(watched: Watched) -> Iterator[DirectionInputs]:
+    """What the last layer's scan is given, one direction after the other."""
+    block, mixer = watched.block, _mixer(watched)
+    inner = mixer.inner(block.norm(interleave(watched.tokens, watched.queries, watched.query_index)))
+    for number in range(2 if mixer.bidirectional else 1):
+        directions = mixer.directions((number,))
+        u = mixer.convolve(inner, directions)
+        delta, B, C = mixer.scan_inputs(u, directions)
+        step = F.softplus(delta[0, 0].to(directions.dt_bias.dtype) + directions.dt_bias[0])
+        z = bidirectional_conv1d(inner, directions.conv, directions.conv_bias, False, directions.reverse)
+        yield DirectionInputs(
+            u=inner[0],
+            step=step,
+            A=directions.A[0],
+            B=B[0, 0],
+            C=C[0, 0, watched.query_index],
+            taps=directions.conv[0].flip(-1),  # the last one is the token's own
+            passed=torch.sigmoid(z[0, 0]),
+        )
+
+
+def query_gate(watched: Watched) -> Tensor:
+    """(Q, D): what the layer multiplies the outputs of both directions by."""
+    return _mixer(watched).gate(watched.block.norm(watched.queries))[0]
+
+
+def spread_queries(num_queries: int, at_most: int) -> Tensor:
+    """(K,) increasing numbers of queries: one drawn from each of K equal stretches, so that they favour no column."""
+    if at_most >= num_queries:
+        return torch.arange(num_queries)
+    draws = torch.rand(at_most, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return ((torch.arange(at_most) + draws) * (num_queries / at_most)).long()
+
+
+def _scans(compressor: nn.Module | None) -> list[MambaBlock]:
+    modules = [] if compressor is None else compressor.modules()
+    return [block for block in modules if isinstance(block, MambaBlock) and isinstance(block.mixer, MambaMixer)]
+
+
+def _mixer(watched: Watched) -> MambaMixer:
+    mixer = watched.block.mixer
+    if not isinstance(mixer, MambaMixer):
+        raise BimbaError(f"Expected a layer that scans, received one with a {type(mixer).__name__}.")
+    return mixer
+
+
+def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _watched(block: MambaBlock, call: dict[str, Any], layer: dict[str, Any]) -> Watched:
+    """From the arguments of the compressor and of its last layer."""
+    batch, num_frames, H, W, _ = call["space_time_tokens"].shape
+    if batch != 1:
+        raise BimbaError(f"A selection map is made of one video at a time, received a batch of {batch}.")
+    tokens, queries = layer["tokens"].detach(), layer["queries"].detach()
+    question = call.get("question")
+    length = 0 if question is None else question.shape[1]
+    frames = torch.arange(num_frames)
+    while len(frames) > 1 and tokens.shape[1] < len(frames) * H * W:
+        frames = frames[::2]  # as multi_scale drops them
+    around = tokens.shape[1] - len(frames) * H * W  # the question stands in front, or at both ends
+    if around not in (0, length, 2 * length):
+        raise BimbaError(
+            f"The compressor's last layer has {tokens.shape[1]} tokens of {num_frames} frames of {H} x {W} and a "
+            f"question of {length}; a selection map cannot tell where they lie."
+        )
+    query_grid = (call["queries"].shape[1], call["queries"].shape[2])
+    before, grid = min(around, length), (len(frames), H, W)
+    return Watched(block, tokens, queries, layer["query_index"], before, grid, frames, query_grid)
