@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bimba.model.attention import AttentionMixer
-from bimba.model.block import MambaBlock
+from bimba.model.block import MambaBlock, Mixer
 from bimba.model.compressor._base import Compressor
 from bimba.model.compressor._question import Led, lead
 from bimba.model.mamba import MambaMixer
@@ -36,7 +37,7 @@ class MambaCompressor(Compressor):
         multi_scale: between layers, drop every second frame of the space-time tokens.
         norm: RMSNorm in front of each mixer.
         residual: add each mixer's input to its output.
-        mixer: "mamba", or "attention" to compare with.
+        mixer: "mamba", or "attention" to compare with; a subclass may give a function that makes another scan.
         scan_backend: "auto" or a backend of :func:`bimba.ops.selective_scan`.
         chunk_tokens: how many positions of the sequence are in work at a time; a number streams the sequence in pieces,
             with memory that does not grow with it (but for tokens and queries) for about a third more time; 0: all at
@@ -58,14 +59,15 @@ class MambaCompressor(Compressor):
         multi_scale: bool = True,
         norm: bool = True,
         residual: bool = True,
-        mixer: Literal["mamba", "attention"] = "mamba",
+        mixer: Literal["mamba", "attention"] | Callable[[], Mixer] = "mamba",
         scan_backend: str = "auto",
         chunk_tokens: int | Literal["auto"] = "auto",
         question_conditioned: bool = False,
     ) -> None:
         super().__init__(hidden_size, question_conditioned)
         _check_choice("query_position", query_position, ("interleaved", "appended"))
-        _check_choice("mixer", mixer, ("mamba", "attention"))
+        if isinstance(mixer, str):
+            _check_choice("mixer", mixer, ("mamba", "attention"))
         is_number = isinstance(chunk_tokens, int) and not isinstance(chunk_tokens, bool)
         if chunk_tokens != "auto" and (not is_number or chunk_tokens < 0):
             raise BimbaError(f'compressor option chunk_tokens must be "auto", 0 or more, received {chunk_tokens!r}.')
@@ -80,9 +82,11 @@ class MambaCompressor(Compressor):
         self.mixer = mixer
         self.chunk_tokens = chunk_tokens
         self.multi_scale = multi_scale
-        self.from_both_ends = bidirectional and mixer == "mamba"  # attention starts nowhere
+        self.from_both_ends = bidirectional and mixer != "attention"  # attention starts nowhere
 
-        def make_mixer() -> MambaMixer | AttentionMixer:
+        def make_mixer() -> Mixer:
+            if not isinstance(mixer, str):
+                return mixer()
             if mixer == "attention":
                 return AttentionMixer(hidden_size, expand)
             return MambaMixer(hidden_size, d_state, d_conv, expand, bidirectional, scan_backend)
@@ -120,7 +124,7 @@ class MambaCompressor(Compressor):
         if size == "auto":
             inference = device.type == "cpu" and not torch.is_grad_enabled()
             above = STREAM_INFERENCE_ABOVE if inference else STREAM_ABOVE
-            size = _AUTO_CHUNK if length > above and self.mixer == "mamba" else 0
+            size = _AUTO_CHUNK if length > above and self.mixer != "attention" else 0
         if size == 0:
             return []
         num_space_time = led.tokens.shape[1] - led.before - led.after
