@@ -12,7 +12,7 @@ and add their outputs before these; convolution, step, decay and skip are a dire
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,6 +175,17 @@ class Mamba2Mixer(nn.Module):
         total = y[0] if len(y) == 1 else y[0] + y[1]
         out: Tensor = self.out_proj(self.norm(total * gate))
         return out
+
+    def products(self, length: int, num_read: int) -> Iterator[tuple[Tensor | None, float]]:
+        """What one sample multiplies, of L positions and Q that are read: (matrix, positions), (None, operations)."""
+        rows = self.conv_dim + self.d_inner  # x, B, C everywhere, the gate where it is read
+        yield self.in_proj.weight, (self.conv_dim * length + self.d_inner * num_read) / rows
+        for suffix in ("", "_b")[: 1 + self.bidirectional]:
+            for name in ("conv1d", "dt_proj"):
+                yield self.get_submodule(name + suffix).get_parameter("weight"), length
+            # Decay, input and sum for each state entry, and where it is read two more.
+            yield None, self.d_inner * self.d_state * (3.0 * length + 2.0 * num_read)
+        yield self.out_proj.weight, num_read
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Carried = tuple[Tensor, Tensor] | None  # the scan's state (1, B, ...); up to W 
 
 
 class ScanMixer(Protocol):
-    """A mixer that can be streamed. Its ``directions`` are of its own making, with ``conv`` (R, D, W) and ``reverse``."""
+    """A mixer that can be streamed. Its ``directions`` are its own, with ``conv`` (R, D, W) and ``reverse``."""
 
     bidirectional: bool
 
