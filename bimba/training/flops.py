@@ -30,6 +30,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor, nn
 
 from bimba.model.attention import AttentionMixer
+from bimba.model.mamba2 import Mamba2Mixer
 from bimba.model.queries import query_grid
 from bimba.types import BimbaError
 
@@ -148,6 +149,13 @@ def _mixer(cost: Cost, mixer: Any, length: int, num_read: int) -> None:
         cost.add([mixer.qkv.weight], (2 * length + num_read) / 3)
         cost.add([mixer.proj.weight, mixer.out_proj.weight], num_read)
         cost.activations += 4.0 * num_read * length * width
+        return
+    if isinstance(mixer, Mamba2Mixer):
+        for matrix, count in mixer.products(length, num_read):
+            if matrix is None:
+                cost.activations += count
+            else:
+                cost.add([matrix], count)
         return
     cost.add([mixer.in_proj.weight], (length + num_read) / 2)  # x everywhere, the gate where it is read
     for suffix in ("", "_b")[: 1 + mixer.bidirectional]:

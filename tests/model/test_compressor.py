@@ -72,10 +72,10 @@ def test_options_reach_the_compressor() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "perceiver"}, "'perceiver' is no compressor; choose one of: mamba, pool"),
+        ({"name": "perceiver"}, "'perceiver' is no compressor; choose one of: .*mamba, .*pool"),
         ({"name": "os.path"}, "'os.path' is no compressor"),
         ({"name": "../mamba"}, "is no compressor"),
-        ({"num_layers": 2}, "None is no compressor; choose one of: mamba, pool"),
+        ({"num_layers": 2}, "None is no compressor; choose one of: .*mamba, .*pool"),
         ({"name": "mamba", "layers": 2}, "has no option layers; its options are: num_layers, d_state"),
         ({"name": "mamba", "hidden_size": 2}, "has no option hidden_size"),
         ({"name": "pool", "stride": 2}, "has no option stride; its options are: none"),
