@@ -26,11 +26,13 @@ Our reading, where the paper's text leaves it open or our contract asks for some
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from bimba.model.compressor._base import Product
 from bimba.model.compressor.mamba import MambaCompressor
 from bimba.model.mamba import RMSNorm
 from bimba.types import BimbaError
@@ -104,6 +106,12 @@ class GatedPatchCompressor(MambaCompressor):
         gate = self.gate(scanned).sigmoid()  # (B, Q, 1)
         change = self.out_proj(self.norm((1 - gate) * scanned + gate * aggregated))
         return queries + change.view(queries.shape).to(queries.dtype)
+
+    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+        """As of every compressor: the scans, then at the anchors the matrices, and each patch's share of a mean."""
+        yield from super().products(grid, num_queries)
+        yield from ((linear.weight, num_queries) for linear in (self.weights, self.gate, self.out_proj))
+        yield None, 2.0 * grid[0] * grid[1] * grid[2] * self.hidden_size
 
     def _aggregate(self, scanned: Tensor, patches: Tensor) -> list[Tensor]:
         """The weighted mean of each anchor's patches, (B, Q, C) in parts; zero for one without patches.
