@@ -1,4 +1,4 @@
-"""Step [4]: one layer of the compressor. A norm, a mixer (bidirectional Mamba, or attention to compare), a residual."""
+"""Step [4]: one layer of the compressor. A norm, a mixer (bidirectional scans, or attention to compare), a residual."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from torch import Tensor, nn
 
 from bimba.model.attention import AttentionMixer
 from bimba.model.mamba import MambaMixer, RMSNorm
+from bimba.model.mamba2 import Mamba2Mixer
 from bimba.model.streaming import stream
 from bimba.ops import interleave
+
+Mixer = MambaMixer | Mamba2Mixer | AttentionMixer
 
 
 class MambaBlock(nn.Module):
     """x + mixer(norm(x)) of the sequence of space-time tokens with the queries among them."""
 
-    mixer: MambaMixer | AttentionMixer
+    mixer: Mixer
 
-    def __init__(
-        self, mixer: MambaMixer | AttentionMixer, hidden_size: int, norm: bool = True, residual: bool = True
-    ) -> None:
+    def __init__(self, mixer: Mixer, hidden_size: int, norm: bool = True, residual: bool = True) -> None:
         super().__init__()
         self.norm = RMSNorm(hidden_size) if norm else nn.Identity()
         self.mixer = mixer
@@ -38,7 +39,7 @@ class MambaBlock(nn.Module):
 
         ``pieces``: how many tokens and queries are in work at a time (see :mod:`bimba.model.streaming`); none: all.
         """
-        if pieces and isinstance(self.mixer, MambaMixer):
+        if pieces and not isinstance(self.mixer, AttentionMixer):
             return stream(self.mixer, self.norm, self.residual, tokens, queries, query_index, everything, pieces)
         if everything:
             combined = interleave(tokens, queries, query_index)

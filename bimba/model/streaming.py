@@ -10,20 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bimba.model.mamba import Directions, MambaMixer
 from bimba.ops import interleave
 
-Carried = tuple[Tensor, Tensor] | None  # the scan's state (1, B, D, N); up to W - 1 rows of input (B, W - 1, C)
+Carried = tuple[Tensor, Tensor] | None  # the scan's state (1, B, ...); up to W - 1 rows of input (B, W - 1, C)
+
+
+class ScanMixer(Protocol):
+    """A mixer that can be streamed. Its ``directions`` are its own, with ``conv`` (R, D, W) and ``reverse``."""
+
+    bidirectional: bool
+
+    def directions(self, numbers: tuple[int, ...]) -> Any: ...
+
+    def inner(self, x: Tensor) -> Tensor: ...
+
+    def convolve(self, inner: Tensor, directions: Any) -> Tensor: ...
+
+    def scan(
+        self, u: Tensor, query_index: Tensor | None, directions: Any, initial_state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def read_out(self, y: Sequence[Tensor], read: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class _Layer:
-    mixer: MambaMixer
+    mixer: ScanMixer
     norm: nn.Module
     residual: bool
     everything: bool  # every position is read
@@ -37,7 +55,7 @@ class _Piece:
 
 
 def stream(
-    mixer: MambaMixer,
+    mixer: ScanMixer,
     norm: nn.Module,
     residual: bool,
     tokens: Tensor,
@@ -70,7 +88,7 @@ def stream(
 
 
 def _advance(
-    layer: _Layer, piece: _Piece, directions: Directions, carried: Carried, y_before: Tensor | None, is_last: bool
+    layer: _Layer, piece: _Piece, directions: Any, carried: Carried, y_before: Tensor | None, is_last: bool
 ) -> tuple[Tensor, Carried]:
     """One piece of one direction: y (B, q, D), or what the block returns if the direction is the last; what follows.
 
