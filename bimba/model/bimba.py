@@ -84,17 +84,14 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if module is self:
             init.normal_(self.image_newline, std=self.config.text_config.hidden_size**-0.5)
+        elif isinstance(module, Compressor | MambaMixer | AttentionMixer):
+            module.reset_parameters()  # transformers' default would undo the zero out_proj and the special dt
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """transformers' default would undo the zero out_proj and the special dt of what no checkpoint has.
-
-        Not in ``_init_weights``, which is not called for modules that only hold others, as most compressors do.
-        """
-        super()._initialize_weights(module, is_custom_code)
-        if isinstance(module, Compressor | MambaMixer | AttentionMixer):
-            is_loaded = any(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters())
-            if not is_loaded:
-                module.reset_parameters()
+        """transformers takes a part of ours for loaded that has no weights beside those of its own parts."""
+        fresh = not any(getattr(weight, "_is_hf_initialized", False) for weight in module.parameters())
+        asked = fresh and isinstance(module, Compressor | AttentionMixer)
+        super()._initialize_weights(module, is_custom_code and not asked)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
