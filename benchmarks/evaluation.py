@@ -152,7 +152,7 @@ def print_resume(root: Path, videos: list[str], frames: int) -> None:
 def print_memory() -> None:
     config = BimbaConfig()
     text = config.text_config
-    groups, side = query_grid(config.num_frames, config.patch_grid, config.temporal_pooling)
+    groups, side = query_grid(config.num_frames, config.patch_grid, config.reduction)
     tokens = num_video_tokens(groups, side, side, config.newline_position)
     head_size = text.hidden_size // text.num_attention_heads
     states = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size

@@ -21,7 +21,7 @@ Answers questions about long videos: SigLIP, a projector, a selective-scan token
 |---|---|
 | frames per video | {num_frames}, each {image_size}x{image_size} pixels |
 | compressor | {compressor} |
-| temporal pooling | {temporal_pooling} |
+| one query stands for | {frames} frame(s) of {rows} x {rows} patches |
 | language model | {num_layers} layers of {hidden_size} |
 
 ## Use
@@ -59,8 +59,9 @@ def write_card(config: BimbaConfig, folder: Path) -> None:
         paper=PAPER,
         num_frames=config.num_frames,
         image_size=config.vision_config.image_size,
-        compressor=(config.compressor or {"name": "none"})["name"],
-        temporal_pooling=config.temporal_pooling,
+        compressor=(config.compressor or {"name": "pool"})["name"],
+        frames=config.reduction[0],
+        rows=config.reduction[1],
         num_layers=config.text_config.num_hidden_layers,
         hidden_size=config.text_config.hidden_size,
     )

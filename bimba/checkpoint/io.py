@@ -22,7 +22,7 @@ from bimba.checkpoint.folder import whole_folder
 from bimba.checkpoint.source import Source, open_checkpoint
 from bimba.checkpoint.tensors import Stored
 from bimba.model.bimba import BimbaForConditionalGeneration
-from bimba.model.compressor import build_compressor, what_it_computes
+from bimba.model.compressor import build_compressor, reduction_of, what_it_computes
 from bimba.model.processor import BimbaProcessor
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,10 @@ def load_pretrained(
         base: where the base of an adapter lies; None: where its ``adapter_config.json`` says.
         merge: fold an adapter into the weights; False keeps it as live peft layers.
         compressor: the compressor to build instead of the checkpoint's; one of the same name and options (but for
-            ``scan_backend``) keeps its weights, any other starts fresh (``mamba``: as the identity on the queries). The
-            original's checkpoints without one (LLaVA-Video) get a fresh ``mamba`` unless told otherwise; None: none.
-        temporal_pooling: overrides the checkpoint's.
+            ``reduction``, ``scan_backend`` and ``chunk_tokens``) keeps its weights, any other starts fresh (``mamba``:
+            as the identity on the queries). The original's checkpoints without one (LLaVA-Video) get a fresh ``mamba``
+            unless told otherwise; None: none.
+        temporal_pooling: overrides the checkpoint's; an error if the compressor has another ``reduction``.
         dtype: of the weights; None: as stored.
         device: where to put the model; None: the CPU; "auto": spread over what there is, by accelerate.
 
@@ -117,11 +118,11 @@ def _open(
 ) -> Source:
     """The checkpoint as its caller wants it, checked; no weight is read."""
     source = open_checkpoint(path_or_name, base=base, merge=merge)
-    if temporal_pooling is not None:
-        source.set_temporal_pooling(temporal_pooling)
     if compressor is _KEEP and not source.is_ours and source.config.compressor is None:
         compressor = original.COMPRESSOR  # LLaVA-Video is the base of BIMBA, which a fresh compressor makes of it
     fresh = None if compressor is _KEEP else _set_compressor(source, compressor)
+    if temporal_pooling is not None:
+        source.set_temporal_pooling(temporal_pooling)
     source.check(fresh)
     return source
 
@@ -148,6 +149,8 @@ def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | N
     build = wanted is not None and build_compressor(wanted, hidden_size=8)  # says early what is wrong with it
     keep = what_it_computes(wanted) == what_it_computes(source.config.compressor)
     source.config.compressor = wanted
+    source.processor.reduction = reduction_of(wanted)
+    _ = source.config.reduction  # raises where it does not fit the grid
     if keep:
         return None
     source.tensors = {name: t for name, t in source.tensors.items() if not name.startswith(_COMPRESSOR)}

@@ -19,6 +19,7 @@ from bimba.checkpoint.tensors import listing, read_json
 from bimba.model.compressor import what_it_computes
 from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
+from bimba.model.queries import PUBLISHED_ROWS
 from bimba.types import BimbaError
 
 MODEL_TYPE = "llava_qwen"
@@ -175,6 +176,11 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
             f"The compressor is {config.compressor}; the original has one with the options {theirs}, or none. "
             "Keep this checkpoint in our format."
         )
+    if config.reduction[1] != PUBLISHED_ROWS:
+        raise BimbaError(
+            f"The compressor has reduction={list(config.reduction)}; the original pools {PUBLISHED_ROWS} patch rows "
+            "and columns always. Keep this checkpoint in our format."
+        )
     text = config.text_config
     sizes = {key: getattr(text, key) for key in _TEXT_KEYS if getattr(text, key, None) is not None}
     written = {**_DEFAULTS, **sizes, **(config.original_config or {})}
@@ -189,8 +195,8 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
     if config.image_max_tiles is not None:
         written.setdefault("image_aspect_ratio", f"anyres_max_{config.image_max_tiles}")
         written.setdefault("image_grid_pinpoints", [list(size) for size in config.anyres.resolutions])
-    if config.temporal_pooling != 1 or "temporal_pooling" in written:
-        written["temporal_pooling"] = config.temporal_pooling
+    if config.reduction[0] != 1 or "temporal_pooling" in written:
+        written["temporal_pooling"] = config.reduction[0]
     different = {key: getattr(config, key) for key, value in _SILENT.items() if getattr(config, key) != value}
     written.pop(_OURS, None)
     if different:

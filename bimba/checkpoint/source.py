@@ -38,6 +38,7 @@ from bimba.checkpoint.tensors import (
     safetensors_tensors,
 )
 from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.compressor import reduction_of
 from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
@@ -81,10 +82,18 @@ class Source:
         """Overrides what the checkpoint says.
 
         Raises:
-            BimbaError: less than one frame.
+            BimbaError: less than one frame, or a compressor whose ``reduction`` says otherwise.
         """
         if temporal_pooling < 1:
             raise BimbaError(f"temporal_pooling is {temporal_pooling}; expected 1 or more frames.")
+        reduction = reduction_of(self.config.compressor)
+        if reduction is not None and reduction[0] != temporal_pooling:
+            raise BimbaError(
+                f"Got temporal_pooling={temporal_pooling} for a model whose compressor has "
+                f"reduction={list(reduction)}, {reduction[0]} frames per query. Leave temporal_pooling out, or load "
+                f"the model with the compressor's reduction=[{temporal_pooling}, {reduction[1]}] "
+                "(load_pretrained(..., compressor=...))."
+            )
         self.config.temporal_pooling = self.processor.temporal_pooling = temporal_pooling
 
     def check(self, fresh: str | None = None) -> None:

@@ -234,7 +234,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         batch, num_frames = pixel_values.shape[:2]
         features = patch_features(self.vision_tower, pixel_values.flatten(0, 1))
         space_time_tokens = self.projector(features).unflatten(0, (batch, num_frames))  # (B, T, H, W, C)
-        queries = pool_queries(space_time_tokens, self.config.temporal_pooling)  # (B, T', H', W', C)
+        queries = pool_queries(space_time_tokens, self.config.reduction)  # (B, T', H', W', C)
         if self.compressor is None:
             return queries
         compressed = self.compressor(space_time_tokens, queries.flatten(2, 3))

@@ -45,7 +45,7 @@ class BimbaConfig(PreTrainedConfig):
         text_config: sizes of the language model (``Qwen2Config`` or its dict). Default: Qwen2-7B.
         compressor: the composed Hydra node ``model.compressor`` as a dict, such as ``{"name": "mamba", ...}``; None
             hands the pooled queries to the language model as they are (LLaVA-Video).
-        temporal_pooling: how many frames one frame of queries averages.
+        temporal_pooling: how many frames one frame of queries averages, unless the compressor has a ``reduction``.
         newline_position: where newline tokens go: after each row of the compressed grid ("grid", the published
             model), each frame ("frame"), the whole video ("one_token"), or nowhere ("no_token").
         num_frames: how many frames a video is read with unless the caller says otherwise.
@@ -99,6 +99,7 @@ class BimbaConfig(PreTrainedConfig):
             raise BimbaError(f"temporal_pooling is {self.temporal_pooling}; expected 1 or more frames.")
         if self.image_max_tiles is not None:
             _ = self.anyres  # raises where the grids do not fit the vision tower
+        _ = self.reduction  # raises where the compressor's does not fit the grid
         super().__post_init__(**kwargs)
         # AutoModel asks for the class that is registered for a configuration: whoever has one may ask.
         import_module("bimba.model.bimba")
@@ -107,6 +108,22 @@ class BimbaConfig(PreTrainedConfig):
     def patch_grid(self) -> int:
         """H = W: patch rows and columns of a frame."""
         return int(self.vision_config.image_size // self.vision_config.patch_size)
+
+    @property
+    def reduction(self) -> tuple[int, int]:
+        """(frames, rows): how many frames, and patch rows and columns, one query stands for.
+
+        The compressor's option ``reduction``; without one, the published model's (temporal_pooling, 2).
+
+        Raises:
+            BimbaError: a wrong ``reduction``, or one that does not divide the grid.
+        """
+        from bimba.model.compressor import reduction_of  # not above: sizes alone need no torch
+        from bimba.model.queries import PUBLISHED_ROWS, query_grid
+
+        reduction = reduction_of(self.compressor) or (self.temporal_pooling, PUBLISHED_ROWS)
+        query_grid(reduction[0], self.patch_grid, reduction)
+        return reduction
 
     @property
     def anyres(self) -> AnyRes:

@@ -21,7 +21,7 @@ from transformers import (
 
 from bimba.model.anyres import AnyRes, ImageSize
 from bimba.model.config import BimbaConfig
-from bimba.model.queries import query_grid
+from bimba.model.queries import PUBLISHED_ROWS, query_grid
 from bimba.model.splice import num_video_tokens
 from bimba.types import BimbaError, Frames
 
@@ -42,6 +42,8 @@ class BimbaProcessor(ProcessorMixin):
         temporal_pooling, newline_position, num_frames, newline_after_medium, image_grid_pinpoints, image_max_tiles: as
             in ``BimbaConfig``, and the model's must be the same: who overrides one with ``AutoModel.from_pretrained``
             overrides it here too (``load_pretrained`` does both).
+        reduction: [frames, rows] of the model's compressor if it has a ``reduction``, which then counts instead of
+            ``temporal_pooling``.
         image_backend: "pil" or "torchvision": what ``image_processor`` resizes frames with, whatever it was made
             with. None: as it was made. Saved, because transformers forgets it when it saves an image processor.
 
@@ -67,6 +69,7 @@ class BimbaProcessor(ProcessorMixin):
         image_grid_pinpoints: list | None = None,
         image_max_tiles: int | None = 9,
         image_backend: str | None = None,
+        reduction: Sequence[int] | None = None,
         chat_template: str | None = None,
     ):
         self.patch_grid = patch_grid
@@ -76,6 +79,7 @@ class BimbaProcessor(ProcessorMixin):
         self.newline_after_medium = newline_after_medium
         self.image_grid_pinpoints = image_grid_pinpoints
         self.image_max_tiles = image_max_tiles
+        self.reduction = reduction
         self.image_backend = image_backend or image_processor.backend
         if self.image_backend not in _BACKENDS:
             raise BimbaError(f"image_backend is {self.image_backend!r}; expected one of {', '.join(_BACKENDS)}.")
@@ -91,9 +95,10 @@ class BimbaProcessor(ProcessorMixin):
         """How many tokens a video of ``num_frames`` sampled frames is in the prompt.
 
         Raises:
-            BimbaError: fewer frames than ``temporal_pooling``.
+            BimbaError: fewer frames than one query stands for.
         """
-        num_groups, side = query_grid(num_frames, self.patch_grid, self.temporal_pooling)
+        frames, rows = self.reduction or (self.temporal_pooling, PUBLISHED_ROWS)
+        num_groups, side = query_grid(num_frames, self.patch_grid, (frames, rows))
         return num_video_tokens(num_groups, side, side, self.newline_position)
 
     @property

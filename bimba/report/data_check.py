@@ -94,6 +94,7 @@ def _from_configuration(name: str, overrides: Sequence[str], checkpoint: str | N
     from omegaconf import OmegaConf
 
     from bimba.data.datamodule import VideoQADataModule
+    from bimba.model.compressor import reduction_of
 
     cfg = _compose(name, overrides)
     if missing := sorted(OmegaConf.missing_keys(cfg.data)):
@@ -103,6 +104,7 @@ def _from_configuration(name: str, overrides: Sequence[str], checkpoint: str | N
     processor = _processor(checkpoint)
     if (pooling := cfg.model.config.temporal_pooling) is not None:
         processor.temporal_pooling = pooling
+    processor.reduction = reduction_of(cfg.model.compressor)
     try:
         data = instantiate(cfg.data, processor=processor, _convert_="all")
     except InstantiationException as error:

@@ -88,6 +88,13 @@ class ModelSettings:
         return self.tuning == "full" or bool(self.lora and self.lora.get("vision_tower"))
 
     @property
+    def reduction(self) -> tuple[int, int] | None:
+        """(frames, rows) if the compressor says so, which then counts instead of ``temporal_pooling``."""
+        from bimba.model.compressor import reduction_of
+
+        return reduction_of(self.compressor)
+
+    @property
     def cuts_vision_tower_off(self) -> bool:
         """Whether no gradient reaches the vision tower: its first layer has a frozen input, and so on."""
         return self.gradient_checkpointing == "reentrant" and self.tuning == "lora" and self.trains_vision_tower
@@ -136,7 +143,8 @@ def _as_wanted(settings: ModelSettings, base: str | None) -> dict[str, Any]:
     return {
         "base": base,
         "compressor": settings.compressor,
-        "temporal_pooling": settings.config.get("temporal_pooling"),
+        # A compressor's reduction counts instead; a checkpoint may not be asked for both.
+        "temporal_pooling": settings.config.get("temporal_pooling") if settings.reduction is None else None,
         "dtype": DTYPES[settings.dtype],
     }
 
@@ -223,6 +231,7 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
         temporal_pooling=config.temporal_pooling,
         newline_position=config.newline_position,
         num_frames=config.num_frames,
+        reduction=settings.reduction,
     )
     return model, processor
 

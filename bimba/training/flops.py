@@ -131,7 +131,7 @@ def _compressor(model: Any, videos: Sequence[int]) -> Cost:
     cost = Cost()
     layers = getattr(model.compressor, "layers", [])
     for num_frames in videos:
-        groups, side = query_grid(num_frames, model.config.patch_grid, model.config.temporal_pooling)
+        groups, side = query_grid(num_frames, model.config.patch_grid, model.config.reduction)
         num_queries, frames = groups * side**2, num_frames
         for number, layer in enumerate(layers, start=1):
             length = frames * model.config.patch_grid**2 + num_queries

@@ -105,7 +105,7 @@ class BimbaModule(L.LightningModule):
         unused: list[Tensor] = []
         video_tokens = model.encode_videos(videos) if videos else []
         for _ in range(missing_videos):
-            frames = torch.zeros(model.config.temporal_pooling, 3, side, side, device=self.device)
+            frames = torch.zeros(model.config.reduction[0], 3, side, side, device=self.device)
             unused += model.encode_videos([frames])
         image_tokens = model.encode_images(images, batch.get("image_sizes")) if images else []
         for _ in range(missing_images):

@@ -24,7 +24,7 @@ def test_a_checkpoint_comes_with_its_card(tmp_path):
         "tags": ["transformers", "bimba", "arxiv:2503.09590"],
     }
     assert f"| {model.config.num_frames}, each 32x32 pixels |" in card.text
-    assert "| compressor | none |" in card.text
+    assert "| compressor | pool |" in card.text
 
 
 @pytest.mark.parametrize(

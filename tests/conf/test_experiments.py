@@ -102,7 +102,7 @@ def test_sixteenfold_is_the_recipe_with_more_frames_in_as_many_tokens(train_conf
         "model.config.num_frames": (64, 256),
         "model.config.temporal_pooling": (None, 4),
     }
-    assert query_grid(256, 27, 4) == query_grid(64, 27, 1) == (64, 14)
+    assert query_grid(256, 27, (4, 2)) == query_grid(64, 27, (1, 2)) == (64, 14)
     assert 64 * 14 * (14 + 1) == 13_440 < train_config("experiment=bimba_7b_16x").data.max_length
 
 

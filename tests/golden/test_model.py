@@ -103,7 +103,7 @@ def test_queries_and_what_the_compressor_makes_of_them(name: str) -> None:
     model, _ = case.model()
     with torch.no_grad():
         tokens = model.projector(patch_features(model.vision_tower, case.pixels(0)))[None]
-        queries = pool_queries(tokens, model.config.temporal_pooling).flatten(2, 3)
+        queries = pool_queries(tokens, model.config.reduction).flatten(2, 3)
         compressed = model.compressor(tokens, queries)
     assert deviation(queries, case["mid.pooled_queries"]) < TOLERANCE["pooled_queries"]
     assert deviation(compressed, case["mid.compressor_out"]) < TOLERANCE["compressor_out"]

@@ -54,15 +54,15 @@ def test_pooling_an_odd_grid_rounds_up():
 
 def test_frames_that_fill_no_group_enter_no_query():
     tokens = torch.randn(1, 7, 4, 4, 3)
-    pooled = pool_queries(tokens, temporal_pooling=2)
+    pooled = pool_queries(tokens, (2, 2))
     assert pooled.shape == (1, 3, 2, 2, 3)
-    torch.testing.assert_close(pooled, pool_queries(tokens[:, :6], temporal_pooling=2))
+    torch.testing.assert_close(pooled, pool_queries(tokens[:, :6], (2, 2)))
     torch.testing.assert_close(pooled[:, 0], pool_queries(tokens[:, :2]).mean(1))
 
 
 def test_fewer_frames_than_a_group_is_an_error():
     with pytest.raises(BimbaError, match="3 frames.*averages 4"):
-        pool_queries(torch.randn(1, 3, 4, 4, 3), temporal_pooling=4)
+        pool_queries(torch.randn(1, 3, 4, 4, 3), (4, 2))
 
 
 # -- newlines and splicing ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bimba.model.compressor._base import Compressor
@@ -17,17 +17,28 @@ from bimba.model.compressor.mamba import MambaCompressor
 from bimba.model.compressor.pool import PoolCompressor
 from bimba.types import BimbaError
 
-__all__ = ["Compressor", "MambaCompressor", "PoolCompressor", "build_compressor", "complete", "what_it_computes"]
+__all__ = [
+    "Compressor",
+    "MambaCompressor",
+    "PoolCompressor",
+    "build_compressor",
+    "complete",
+    "reduction_of",
+    "what_it_computes",
+]
 
 
 HOW = ("scan_backend", "chunk_tokens")  # options that change how a result is computed, but not the result
+# Options of every compressor that are the model's to read: how many queries it pools. Weights fit any number of them.
+SHARED = ("reduction",)
 
 
 def build_compressor(config: Mapping[str, Any] | None, hidden_size: int) -> Compressor | None:
     """The compressor that the node ``model.compressor`` describes: {"name": file, **options}; None for None."""
     if config is None:
         return None
-    options = complete(config)
+    reduction_of(config)  # says what is wrong with it
+    options = {key: value for key, value in complete(config).items() if key not in SHARED}
     return _class(options.pop("name"))(hidden_size, **options)
 
 
@@ -44,17 +55,44 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         for option in inspect.signature(_class(name)).parameters.values()
         if option.name != "hidden_size"
     }
+    defaults |= dict.fromkeys(SHARED)
     unknown = sorted(set(options) - set(defaults))
     if unknown:
         raise BimbaError(
-            f"compressor {name!r} has no option {', '.join(unknown)}; its options are: {', '.join(defaults) or 'none'}."
+            f"compressor {name!r} has no option {', '.join(unknown)}; its options are: {', '.join(defaults)}."
         )
     return {"name": name, **defaults, **options}
 
 
+def reduction_of(config: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """(frames, rows): what one query stands for, if the compressor says so; else None, the published pooling.
+
+    Raises:
+        BimbaError: an unknown compressor, no pair of positive numbers, or one that this compressor does not do.
+    """
+    if config is None:
+        return None
+    given, fixed = complete(config)["reduction"], _class(config["name"]).fixed_reduction
+    if given is None:
+        return fixed
+    pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if len(pair) != 2 or any(type(number) is not int or number < 1 for number in pair):
+        raise BimbaError(
+            f"model.compressor.reduction is {given!r}; expected null (the published pooling), or [frames, rows]: how "
+            "many frames, and patch rows and columns, one query stands for, such as [4, 2]."
+        )
+    if fixed is not None and pair != fixed:
+        raise BimbaError(
+            f"model.compressor.reduction is {list(pair)}, but {config['name']!r} has {list(fixed)} always; leave it "
+            "null, or choose another compressor."
+        )
+    return pair
+
+
 def what_it_computes(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options that give a compressor's weights their meaning: all but ``HOW``; none for None."""
-    return {} if config is None else {key: value for key, value in complete(config).items() if key not in HOW}
+    """The options that give a compressor's weights their meaning: all but ``HOW`` and ``SHARED``; none for None."""
+    left_out = (*HOW, *SHARED)
+    return {} if config is None else {key: value for key, value in complete(config).items() if key not in left_out}
 
 
 def _class(name: Any) -> type[Compressor]:

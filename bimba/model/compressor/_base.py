@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from bimba.types import BimbaError
@@ -19,7 +21,13 @@ class Compressor(nn.Module):
         hidden_size: C.
         question_conditioned: the embedded question comes with each call, so that what is kept depends on what is asked.
             A subclass that cannot do this does not have the option.
+
+    Attributes:
+        fixed_reduction: (frames, rows) per query if a subclass makes sense with one only. Every compressor has the
+            option ``reduction`` beside those of its constructor: the model reads it (``BimbaConfig.reduction``).
     """
+
+    fixed_reduction: ClassVar[tuple[int, int] | None] = None
 
     def __init__(self, hidden_size: int, question_conditioned: bool = False) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import yaml
 from bimba.model.compressor import MambaCompressor, PoolCompressor, build_compressor
 from bimba.types import BimbaError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("mixer", ["mamba", "attention"])
@@ -78,7 +78,7 @@ def test_options_reach_the_compressor() -> None:
         ({"num_layers": 2}, "None is no compressor; choose one of: mamba, pool"),
         ({"name": "mamba", "layers": 2}, "has no option layers; its options are: num_layers, d_state"),
         ({"name": "mamba", "hidden_size": 2}, "has no option hidden_size"),
-        ({"name": "pool", "stride": 2}, "has no option stride; its options are: none"),
+        ({"name": "pool", "stride": 2}, "has no option stride; its options are: reduction"),
         ({"name": "mamba", "query_position": "left"}, "query_position='left' is unknown; choose one of: interleaved"),
         ({"name": "mamba", "mixer": "lstm"}, "mixer='lstm' is unknown; choose one of: mamba, attention"),
         ({"name": "mamba", "num_layers": 0}, "num_layers must be at least 1, received 0"),
