@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,3 +47,11 @@ class AttentionMixer(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out: Tensor = self.out_proj(self.proj(y))
         return out
+
+    def products(self, length: int, num_read: int) -> Iterator[tuple[Tensor | None, float]]:
+        """As ``Compressor.products``, of L positions and Q that are read."""
+        yield self.in_proj.weight, length + num_read
+        yield self.qkv.weight, (2 * length + num_read) / 3
+        yield self.proj.weight, num_read
+        yield self.out_proj.weight, num_read
+        yield None, 4.0 * num_read * length * self.proj.in_features

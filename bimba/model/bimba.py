@@ -78,6 +78,9 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.compressor = build_compressor(config.compressor, hidden_size)
         self.language_model = Qwen2ForCausalLM(config.text_config)
         self.post_init()
+        if self.compressor is not None:
+            # Whatever it is, it is on one device.
+            self._no_split_modules = {*(self._no_split_modules or ()), type(self.compressor).__name__}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -86,6 +89,12 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             init.normal_(self.image_newline, std=self.config.text_config.hidden_size**-0.5)
         elif isinstance(module, Compressor | MambaMixer | AttentionMixer):
             module.reset_parameters()  # transformers' default would undo the zero out_proj and the special dt
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """transformers takes a part of ours for loaded that has no weights beside those of its own parts."""
+        fresh = not any(getattr(weight, "_is_hf_initialized", False) for weight in module.parameters())
+        asked = fresh and isinstance(module, Compressor | AttentionMixer)
+        super()._initialize_weights(module, is_custom_code and not asked)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

@@ -9,7 +9,7 @@ than gathering D columns at the queries, and far less in the backward pass. Para
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -184,6 +184,16 @@ class MambaMixer(nn.Module):
         total = y[0] if len(y) == 1 else y[0] + y[1]
         out: Tensor = self.out_proj((total * gate).to(gate.dtype))
         return out
+
+    def products(self, length: int, num_read: int) -> Iterator[tuple[Tensor | None, float]]:
+        """As ``Compressor.products``, of L positions and Q that are read."""
+        yield self.in_proj.weight, (length + num_read) / 2  # x everywhere, the gate where it is read
+        for suffix in ("", "_b")[: 1 + self.bidirectional]:
+            for name in ("conv1d", "x_proj", "dt_proj"):
+                yield self.get_submodule(name + suffix).get_parameter("weight"), length
+            # Decay, input and sum for each state entry, and where it is read two more.
+            yield None, self.d_inner * self.d_state * (6.0 * length + 2.0 * num_read)
+        yield self.out_proj.weight, num_read
 
 
 @dataclass(frozen=True)

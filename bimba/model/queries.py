@@ -75,3 +75,19 @@ def _side(patches: int, reduction: tuple[int, int]) -> int:
             "number."
         )
     return patches // rows
+
+
+def query_sides(rows: int, columns: int, num_queries: int) -> tuple[int, int]:
+    """(H', W') of the Q' queries of one frame, for whoever has their number only: the one pooling that makes so many.
+
+    Raises:
+        BimbaError: no pooling makes so many.
+    """
+    for per_query in range(1, max(rows, columns) + 1):
+        sides = -(-rows // per_query), -(-columns // per_query)
+        if sides[0] * sides[1] == num_queries:
+            return sides
+    raise BimbaError(
+        f"The compressor got {num_queries} queries per frame, which no pooling makes of {rows} x {columns} patches; "
+        "give it what pool_queries returns."
+    )

@@ -1,8 +1,8 @@
 """How many floating-point operations a training step needs, for MFU.
 
 The model: what the mathematics needs, not what the hardware happens to do. Counted are matrix products (two operations
-per multiply-add), both products of attention, the convolution and the scan of the compressor. Padding, layers computed
-again by gradient checkpointing, norms and pointwise functions are not.
+per multiply-add), both products of attention, and of the compressor what it says of itself (``Compressor.products``).
+Padding, layers computed again by gradient checkpointing, norms and pointwise functions are not.
 
 ==============  =================================================================================================
 forward         2 x elements of each matrix x positions it is applied to;
@@ -29,7 +29,6 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor, nn
 
-from bimba.model.attention import AttentionMixer
 from bimba.model.queries import query_grid
 from bimba.types import BimbaError
 
@@ -129,32 +128,15 @@ def _projector(model: Any, num_frames: int) -> Cost:
 def _compressor(model: Any, videos: Sequence[int]) -> Cost:
     """``videos``: how many frames each has."""
     cost = Cost()
-    layers = getattr(model.compressor, "layers", [])
-    for num_frames in videos:
-        groups, side = query_grid(num_frames, model.config.patch_grid, model.config.reduction)
-        num_queries, frames = groups * side**2, num_frames
-        for number, layer in enumerate(layers, start=1):
-            length = frames * model.config.patch_grid**2 + num_queries
-            _mixer(cost, layer.mixer, length, num_queries if number == len(layers) else length)
-            if model.compressor.multi_scale:
-                frames = (frames + 1) // 2
+    side = model.config.patch_grid
+    for num_frames in videos if model.compressor is not None else ():
+        groups, rows = query_grid(num_frames, side, model.config.reduction)
+        for matrix, count in model.compressor.products((num_frames, side, side), groups * rows**2):
+            if matrix is None:
+                cost.activations += count
+            else:
+                cost.add([matrix], count)
     return cost
-
-
-def _mixer(cost: Cost, mixer: Any, length: int, num_read: int) -> None:
-    if isinstance(mixer, AttentionMixer):
-        width = mixer.proj.in_features
-        cost.add([mixer.in_proj.weight], length + num_read)
-        cost.add([mixer.qkv.weight], (2 * length + num_read) / 3)
-        cost.add([mixer.proj.weight, mixer.out_proj.weight], num_read)
-        cost.activations += 4.0 * num_read * length * width
-        return
-    cost.add([mixer.in_proj.weight], (length + num_read) / 2)  # x everywhere, the gate where it is read
-    for suffix in ("", "_b")[: 1 + mixer.bidirectional]:
-        names = ("conv1d", "x_proj", "dt_proj")
-        cost.add([mixer.get_submodule(name + suffix).weight for name in names], length)
-        cost.activations += mixer.d_inner * mixer.d_state * (6.0 * length + 2.0 * num_read)
-    cost.add([mixer.out_proj.weight], num_read)
 
 
 def _language_model(model: Any, lengths: Sequence[int], num_answers: int) -> Cost:

