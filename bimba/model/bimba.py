@@ -80,7 +80,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
         if self.compressor is not None:
             # Whatever it is, it is on one device.
-            self._no_split_modules = {*(self._no_split_modules or ()), type(self.compressor).__name__}
+            self._no_split_modules = [*(self._no_split_modules or ()), type(self.compressor).__name__]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
