@@ -1,0 +1,66 @@
+"""Step [4] by token merging (Bolya et al., 2023): the most similar tokens become one, until few enough are left."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bimba.model.compressor._base import Compressor
+
+
+class ToMeCompressor(Compressor):
+    """Bipartite soft matching within the T // T' frames that one frame of queries stands for. Nothing is learned.
+
+    A round deals the tokens of a group out in turn, even ones and odd ones; each even one knows the odd one most like
+    it (cosine), and the pairs most alike merge, as means weighted by how many tokens each already stands for. A round
+    halves a group at most, and rounds go on until Q' tokens are left. These stand in the order of time, row and column
+    of the token that took the others in. Ties go to the earlier one, so the result is always the same.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size)
+
+    def forward(self, space_time_tokens: Tensor, queries: Tensor, question: Tensor | None = None) -> Tensor:
+        """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in their dtype; of the queries only the shape counts.
+
+        Frames that fill no group are left out, as they are of the queries.
+        """
+        self.check(space_time_tokens, queries, question)
+        groups, num_queries = queries.shape[1:3]
+        per_group = space_time_tokens.shape[1] // groups
+        tokens = space_time_tokens[:, : groups * per_group].unflatten(1, (groups, per_group))
+        x = tokens.flatten(0, 1).flatten(1, 3)  # (G, n, C) for the G = B * T' groups
+        sizes = x.new_ones(x.shape[:2], dtype=torch.float32)  # tokens each stands for
+        while (excess := x.shape[1] - num_queries) > 0:
+            x, sizes = merge(x, sizes, min(excess, x.shape[1] // 2))
+        return x.reshape(queries.shape).to(queries.dtype)
+
+
+def merge(x: Tensor, sizes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(G, n, C), (G, n) -> (G, n - count, C), (G, n - count): one round. ``count`` is at most n // 2."""
+    even, odd = x[:, ::2], x[:, 1::2]
+    with torch.no_grad():  # which tokens merge has no gradient; what they become does
+        alike = F.normalize(even, dim=-1) @ F.normalize(odd, dim=-1).mT  # (G, evens, odds)
+        best, partner = alike.max(dim=-1)
+        order = best.argsort(dim=-1, descending=True, stable=True)
+        going, staying = order[:, :count], order[:, count:].sort(dim=-1).values
+        # Who goes where as a matrix: a product adds up in one order on every device, scattered sums do not.
+        takes = F.one_hot(partner.gather(1, going), odd.shape[1]).to(x.dtype).mT  # (G, odds, count)
+        kept = torch.cat([2 * staying, torch.arange(1, x.shape[1], 2, device=x.device).expand(len(x), -1)], dim=1)
+        in_order = kept.argsort(dim=-1)
+    weight = sizes[:, ::2].gather(1, going)
+    total = sizes[:, 1::2] + (takes.to(weight.dtype) @ weight[..., None]).squeeze(-1)
+    moved = _rows(even, going) * weight[..., None].to(x.dtype)
+    taken = (odd * sizes[:, 1::2, None].to(x.dtype) + takes @ moved) / total[..., None].to(x.dtype)
+    left = torch.cat([_rows(even, staying), taken], dim=1)
+    left_sizes = torch.cat([sizes[:, ::2].gather(1, staying), total], dim=1)
+    return _rows(left, in_order), left_sizes.gather(1, in_order)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """(G, n, C), (G, m) -> (G, m, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+COMPRESSOR = ToMeCompressor
