@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bimba.model.attention import AttentionMixer
 from bimba.model.block import MambaBlock
 from bimba.model.compressor._base import Compressor
+from bimba.model.compressor._question import Led, lead
 from bimba.model.mamba import MambaMixer
 from bimba.ops import deinterleave, queries_before, query_positions
 from bimba.types import BimbaError
@@ -41,6 +42,8 @@ class MambaCompressor(Compressor):
             with memory that does not grow with it (but for tokens and queries) for about a third more time; 0: all at
             once; "auto": pieces of 4,096 if there are more than ``STREAM_ABOVE`` positions, or without gradients on a
             CPU more than ``STREAM_INFERENCE_ABOVE``.
+        question_conditioned: the embedded question leads the sequence of every layer, in each direction, so that what
+            the scans keep depends on what is asked.
     """
 
     def __init__(
@@ -58,8 +61,9 @@ class MambaCompressor(Compressor):
         mixer: Literal["mamba", "attention"] = "mamba",
         scan_backend: str = "auto",
         chunk_tokens: int | Literal["auto"] = "auto",
+        question_conditioned: bool = False,
     ) -> None:
-        super().__init__(hidden_size)
+        super().__init__(hidden_size, question_conditioned)
         _check_choice("query_position", query_position, ("interleaved", "appended"))
         _check_choice("mixer", mixer, ("mamba", "attention"))
         is_number = isinstance(chunk_tokens, int) and not isinstance(chunk_tokens, bool)
@@ -76,6 +80,7 @@ class MambaCompressor(Compressor):
         self.mixer = mixer
         self.chunk_tokens = chunk_tokens
         self.multi_scale = multi_scale
+        self.from_both_ends = bidirectional and mixer == "mamba"  # attention starts nowhere
 
         def make_mixer() -> MambaMixer | AttentionMixer:
             if mixer == "attention":
@@ -85,7 +90,10 @@ class MambaCompressor(Compressor):
         self.layers = nn.ModuleList(MambaBlock(make_mixer(), hidden_size, norm, residual) for _ in range(num_layers))
 
     def forward(self, space_time_tokens: Tensor, queries: Tensor, question: Tensor | None = None) -> Tensor:
-        """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in the queries' dtype, computed in the weights'."""
+        """(B, T, H, W, C), (B, T', Q', C), (B, P, C) -> (B, T', Q', C) in the queries' dtype, computed in the weights'.
+
+        ``question`` comes if and only if the compressor is ``question_conditioned``.
+        """
         self.check(space_time_tokens, queries, question)
         dtype = self.layers[0].get_parameter("mixer.in_proj.weight").dtype  # some parameters may be wider: IN_FLOAT32
         grid = space_time_tokens.to(dtype)  # (B, T, H, W, C)
@@ -93,38 +101,41 @@ class MambaCompressor(Compressor):
         for number, layer in enumerate(self.layers, start=1):
             tokens = grid.flatten(1, 3)  # (B, S, C)
             query_index = self.query_index(tokens.shape[1], compressed.shape[1]).to(tokens.device)
-            pieces = self._pieces(tokens.shape[1], compressed.shape[1], tokens.device)
+            led = lead(tokens, question, self.from_both_ends)  # each layer starts with the question as it was asked
+            query_index = query_index + led.before
+            pieces = self._pieces(led, compressed.shape[1])
             if number == len(self.layers):
-                compressed = layer(tokens, compressed, query_index, pieces=pieces)
+                compressed = layer(led.tokens, compressed, query_index, pieces=pieces)
                 break
-            combined = layer(tokens, compressed, query_index, everything=True, pieces=pieces)
+            combined = layer(led.tokens, compressed, query_index, everything=True, pieces=pieces)
             tokens, compressed = deinterleave(combined, query_index)
-            grid = tokens.unflatten(1, grid.shape[1:4])
+            grid = led.strip(tokens).unflatten(1, grid.shape[1:4])
             if self.multi_scale:
                 grid = grid[:, ::2]
         return compressed.view(queries.shape).to(queries.dtype)
 
-    def _pieces(self, num_space_time: int, num_queries: int, device: torch.device) -> list[tuple[int, int]]:
+    def _pieces(self, led: Led, num_queries: int) -> list[tuple[int, int]]:
         """How many tokens and queries each piece of the sequence has; none if it is not streamed."""
-        length, size = num_space_time + num_queries, self.chunk_tokens
+        length, size, device = led.tokens.shape[1] + num_queries, self.chunk_tokens, led.tokens.device
         if size == "auto":
             inference = device.type == "cpu" and not torch.is_grad_enabled()
             above = STREAM_INFERENCE_ABOVE if inference else STREAM_ABOVE
             size = _AUTO_CHUNK if length > above and self.mixer == "mamba" else 0
         if size == 0:
             return []
+        num_space_time = led.tokens.shape[1] - led.before - led.after
         bounds = [*range(0, length, size), length]
-        before = [self._queries_before(bound, num_space_time, num_queries) for bound in bounds]
+        before = [self._queries_before(bound - led.before, num_space_time, num_queries) for bound in bounds]
         pairs = zip(zip(bounds, bounds[1:], strict=False), zip(before, before[1:], strict=False), strict=True)
         return [(stop - start - (after - b), after - b) for (start, stop), (b, after) in pairs]
 
     def _queries_before(self, position: int, num_space_time: int, num_queries: int) -> int:
         if self.query_position == "appended":
-            return max(0, position - num_space_time)
+            return min(max(0, position - num_space_time), num_queries)
         return queries_before(position, num_space_time, num_queries)
 
     def query_index(self, num_space_time: int, num_queries: int) -> Tensor:
-        """Positions (Q,) of the queries in the sequence of S + Q tokens."""
+        """Positions (Q,) of the queries in the sequence of S + Q tokens, without the question."""
         if self.query_position == "appended":
             return torch.arange(num_space_time, num_space_time + num_queries)
         return query_positions(num_space_time, num_queries)
