@@ -182,12 +182,12 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Whether a video is compressed anew for each question."""
         return self.compressor is not None and self.compressor.question_conditioned
 
-    def questions(self, input_ids: Tensor, pixel_values: PixelValues) -> list[Tensor] | None:
+    def questions(self, input_ids: Tensor, num_frames: Sequence[int]) -> list[Tensor] | None:
         """The ids (P,) of the question about each video (see :mod:`bimba.model.question`); None if nobody reads them.
 
         Args:
             input_ids: (B, L), as for :meth:`forward`.
-            pixel_values: the videos that stand in it.
+            num_frames: of each video that stands in it.
 
         Raises:
             BimbaError: the prompt has another number of placeholders, or a video outside a whole turn.
@@ -195,7 +195,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not self.question_conditioned:
             return None
         config = self.config
-        grids = [query_grid(len(video), config.patch_grid, config.temporal_pooling) for video in pixel_values]
+        grids = [query_grid(number, config.patch_grid, config.temporal_pooling) for number in num_frames]
         return question_ids(
             input_ids,
             [num_video_tokens(groups, side, side, config.newline_position) for groups, side in grids],
@@ -205,7 +205,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_videos_in(self, input_ids: Tensor, pixel_values: PixelValues) -> list[Tensor]:
         """The tokens of the videos in a prompt, each compressed for its question if the compressor reads questions."""
-        return self.encode_videos(pixel_values, self.questions(input_ids, pixel_values))
+        return self.encode_videos(pixel_values, self.questions(input_ids, [len(video) for video in pixel_values]))
 
     def passes(self, pixel_values: PixelValues, questions: Sequence[Tensor] | None = None) -> list[list[int]]:
         """Which videos go through the model as one batch: those with equally many frames and words of their question.
@@ -318,7 +318,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             received = "none" if questions is None else "an empty one"
             raise BimbaError(
                 f"This model compresses a video for the question about it (question_conditioned=true); received "
-                f"{received}. Give its ids: encode_video(pixels, model.questions(input_ids, [pixels])[0]); or call the "
+                f"{received}. Give its ids: encode_video(pixels, model.questions(input_ids, [len(pixels)])[0]); or call the "
                 "model with input_ids, or ask through bimba.VideoQA, which find the question themselves."
             )
         embedded: Tensor = self.get_input_embeddings()(questions.to(space_time_tokens.device))

@@ -94,7 +94,7 @@ class BimbaModule(L.LightningModule):
         model: Any = self.model
         videos: list[Tensor] = batch.get("pixel_values_videos") or []
         images: Any = batch.get("pixel_values_images") or []
-        questions = model.questions(batch["input_ids"], videos)
+        questions = model.questions(batch["input_ids"], [len(video) for video in videos])
         # One pass for the videos that go as one batch, one for each image: encode_videos and encode_images.
         own = torch.tensor([len(model.passes(videos, questions)), len(images)], device=self.device)
         most = own.clone()

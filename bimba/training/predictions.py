@@ -138,7 +138,8 @@ def _questions(batch: Batch, processor: Any) -> Iterator[_Asked]:
 
 def _num_passes(asked: _Asked, model: Any) -> int:
     """How often the vision tower and the compressor run for a question."""
-    return len(model.passes(asked.videos, model.questions(asked.prompt[None], asked.videos)))
+    questions = model.questions(asked.prompt[None], [len(video) for video in asked.videos])
+    return len(model.passes(asked.videos, questions))
 
 
 def _find(ids: Tensor, pattern: Tensor) -> int | None:

@@ -112,6 +112,8 @@ def test_without_a_question_nothing_has_changed() -> None:
 
 
 def test_a_compressor_that_cannot_do_it_says_which_can() -> None:
-    with pytest.raises(BimbaError, match=r"'pool' cannot be conditioned on the question.*those that have it are: .*mamba"):
+    with pytest.raises(
+        BimbaError, match=r"'pool' cannot be conditioned on the question.*those that have it are: .*mamba"
+    ):
         build_compressor({"name": "pool", "question_conditioned": True}, HIDDEN)
     assert complete({"name": "mamba"})["question_conditioned"] is False
