@@ -52,8 +52,8 @@ class VideoQA:
         model, processor: as ``bimba.checkpoint.load_pretrained`` returns them.
         cache_bytes: how many bytes of encoded videos :meth:`encode` keeps, and of videos :meth:`answer_all` decodes
             ahead, together; 0 keeps none, and decodes one at a time.
-        store: a folder that keeps the compressed tokens of videos over runs (the space-time tokens, where the compressor
-            reads the question), so that they are decoded and encoded but once; None: nowhere.
+        store: a folder that keeps the compressed tokens of videos over runs, or the space-time tokens where the
+            compressor reads the question, so that they are decoded and encoded but once; None: nowhere.
     """
 
     def __init__(

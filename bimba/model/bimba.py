@@ -119,8 +119,8 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, L) int64; each video stands as a run of ``config.video_token_id``, as long as the
                 video's tokens (``BimbaProcessor.num_video_tokens``), and each image as one of
-                ``config.image_token_id`` (``BimbaProcessor.num_image_tokens``). With ``question_conditioned`` in Qwen2's
-                chat format.
+                ``config.image_token_id`` (``BimbaProcessor.num_image_tokens``). With
+                ``question_conditioned`` in Qwen2's chat format.
             attention_mask: (B, L), 1 = token, 0 = padding.
             pixel_values_videos: normalised frames of the videos in order of appearance.
             pixel_values_images: one (tiles, 3, height, width) per image in order of appearance
@@ -318,8 +318,8 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             received = "none" if questions is None else "an empty one"
             raise BimbaError(
                 f"This model compresses a video for the question about it (question_conditioned=true); received "
-                f"{received}. Give its ids: encode_video(pixels, model.questions(input_ids, [len(pixels)])[0]); or call the "
-                "model with input_ids, or ask through bimba.VideoQA, which find the question themselves."
+                f"{received}. Give its ids: encode_video(pixels, model.questions(input_ids, [len(pixels)])[0]). Or "
+                "call the model with input_ids, or ask through bimba.VideoQA, which find the question themselves."
             )
         embedded: Tensor = self.get_input_embeddings()(questions.to(space_time_tokens.device))
         return embedded.detach().to(space_time_tokens.device)
