@@ -17,6 +17,9 @@ from tests.conf.conftest import ROOT
         (["lr=1"], ["There is no key lr; did you mean optimizer.lr?"]),  # of that name, elsewhere
         (["-m", "optimizer.matrixlr=1,2"], ["There is no key optimizer.matrixlr; did you mean optimizer.matrix_lr?"]),
         (["optimizer.lr.x=1"], ["There is no key optimizer.lr.x; optimizer.lr has no keys of its own."]),
+        (["model/compressor=pool", "model.compressor.d_conv=3"], [
+            "There is no key model.compressor.d_conv; those that have it: model/compressor=mamba.",
+        ]),
         (["hydra.run.dri=x"], ["There is no key hydra.run.dri; did you mean hydra.run.dir?"]),
         (["sead=1", "trainer=gpu", "~pathes"], [
             "There is no key sead; did you mean seed?",
