@@ -17,9 +17,6 @@ from tests.conf.conftest import ROOT
         (["lr=1"], ["There is no key lr; did you mean optimizer.lr?"]),  # of that name, elsewhere
         (["-m", "optimizer.matrixlr=1,2"], ["There is no key optimizer.matrixlr; did you mean optimizer.matrix_lr?"]),
         (["optimizer.lr.x=1"], ["There is no key optimizer.lr.x; optimizer.lr has no keys of its own."]),
-        (["model/compressor=pool", "model.compressor.d_conv=3"], [
-            "There is no key model.compressor.d_conv; those that have it: model/compressor=mamba.",
-        ]),
         (["hydra.run.dri=x"], ["There is no key hydra.run.dri; did you mean hydra.run.dir?"]),
         (["sead=1", "trainer=gpu", "~pathes"], [
             "There is no key sead; did you mean seed?",
@@ -29,6 +26,14 @@ from tests.conf.conftest import ROOT
 )  # fmt: skip
 def test_the_nearest_key_is_named(arguments, lines):
     assert unknown_keys(ROOT / "conf", "train", arguments) == lines
+
+
+def test_a_key_of_another_choice_is_named_with_those_that_have_it():
+    arguments = ["model/compressor=pool", "model.compressor.question_conditioned=true"]
+    (line,) = unknown_keys(ROOT / "conf", "train", arguments)
+    assert line.startswith("There is no key model.compressor.question_conditioned; those that have it: ")
+    assert "model/compressor=mamba" in line
+    assert "pool" not in line.split("have it")[1]
 
 
 def test_without_a_near_one_the_choice_is_listed():
