@@ -57,7 +57,7 @@ def unknown_keys(conf: Path, name: str, arguments: Sequence[str]) -> list[str]:
         return []
     tree = OmegaConf.to_container(composed)
     asked = [o.key_or_group for o in overrides if not (o.is_add() or o.is_force_add()) and o.package is None]
-    return [line for key in asked if key not in groups and (line := _describe(key, tree, sorted(groups)))]
+    return [line for key in asked if key not in groups and (line := _describe(key, tree, sorted(groups), conf))]
 
 
 def _first(override: Any) -> Any:
@@ -65,7 +65,7 @@ def _first(override: Any) -> Any:
     return next(override.sweep_string_iterator()) if override.is_sweep_override() else override.value()
 
 
-def _describe(key: str, tree: Any, groups: Sequence[str]) -> str | None:
+def _describe(key: str, tree: Any, groups: Sequence[str], conf: Path) -> str | None:
     """What to say about a dotted key; None if it is there."""
     names = key.split(".")
     node = tree
@@ -73,9 +73,19 @@ def _describe(key: str, tree: Any, groups: Sequence[str]) -> str | None:
         if not isinstance(node, dict):
             return f"There is no key {key}; {'.'.join(names[:depth])} has no keys of its own."
         if name not in node:
-            return f"There is no key {key}; {_hint(names, depth, node, tree, groups)}"
+            hint = _other_choices(conf, names[:depth], name) or _hint(names, depth, node, tree, groups)
+            return f"There is no key {key}; {hint}"
         node = node[name]
     return None
+
+
+def _other_choices(conf: Path, place: Sequence[str], name: str) -> str | None:
+    """Which other files of the same group have the key, if there are some."""
+    from omegaconf import OmegaConf
+
+    files = sorted(conf.joinpath(*place).glob("*.yaml")) if place else []
+    having = [f"{'/'.join(place)}={file.stem}" for file in files if name in OmegaConf.load(file)]
+    return f"those that have it: {', '.join(having)}." if having else None
 
 
 def _hint(names: Sequence[str], depth: int, node: Any, tree: dict[str, Any], groups: Sequence[str]) -> str:

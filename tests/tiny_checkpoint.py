@@ -74,6 +74,22 @@ def tiny_model(seed: int = 0) -> tuple[BimbaForConditionalGeneration, BimbaProce
     return model, processor
 
 
+def conditioned_model() -> tuple[BimbaForConditionalGeneration, BimbaProcessor]:
+    """The model of :func:`tiny_model` with a compressor that reads the question and changes its queries by it."""
+    plain, processor = tiny_model()
+    start, end = processor.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    changes = {
+        "compressor": {"name": "mamba", "d_state": 4, "question_conditioned": True},
+        "turn_start_token_id": start,
+        "turn_end_token_id": end,
+    }
+    torch.manual_seed(1)
+    model = BimbaForConditionalGeneration(BimbaConfig.from_dict({**plain.config.to_dict(), **changes})).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    torch.nn.init.normal_(model.compressor.layers[0].mixer.out_proj.weight)
+    return model, processor
+
+
 def write_video(path: Path, num_frames: int = 12, seed: int = 0) -> Path:
     """A short H.264 film of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)

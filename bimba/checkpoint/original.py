@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, SiglipImagePro
 
 from bimba.checkpoint.errors import FETCH_AGAIN, explained
 from bimba.checkpoint.tensors import listing, read_json
+from bimba.data.tokenize import TURN_END, TURN_START
 from bimba.model.compressor import what_it_computes
 from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
@@ -229,7 +230,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Raises a BimbaError unless a tokenizer has words and markup: transformers makes an empty one of missing files."""
     vocabulary = tokenizer.get_vocab()
-    absent = [token for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>") if token not in vocabulary]
+    absent = [token for token in ("<|endoftext|>", TURN_START, TURN_END) if token not in vocabulary]
     if absent or not tokenizer.encode("A", add_special_tokens=False):
         held = listing(sorted(path.name for path in folder.iterdir()), 20)
         raise BimbaError(
@@ -240,6 +241,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         )
 
 
+def set_turns(config: BimbaConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tells a model which tokens are around a turn, for its ``config.json`` may be older than the keys."""
+    vocabulary = tokenizer.get_vocab()
+    config.turn_start_token_id, config.turn_end_token_id = vocabulary[TURN_START], vocabulary[TURN_END]
+
+
 def build_processor(config: BimbaConfig, tokenizer: PreTrainedTokenizerBase) -> BimbaProcessor:
     """A processor that makes the original's pixels; its tokenizer and ``config`` get the placeholder tokens.
 
@@ -248,6 +255,7 @@ def build_processor(config: BimbaConfig, tokenizer: PreTrainedTokenizerBase) -> 
     placeholders = [BimbaProcessor.video_token, BimbaProcessor.image_token]
     tokenizer.add_special_tokens({"additional_special_tokens": placeholders}, replace_extra_special_tokens=False)
     config.video_token_id, config.image_token_id = map(tokenizer.get_vocab().__getitem__, placeholders)
+    set_turns(config, tokenizer)
     side = config.vision_config.image_size
     return BimbaProcessor(
         SiglipImageProcessorPil(size={"height": side, "width": side}),

@@ -200,6 +200,7 @@ def _open_ours(folder: Path) -> Source:
     with explained(folder, "processor"):
         processor = BimbaProcessor.from_pretrained(folder)
     original.check_tokenizer(processor.tokenizer, folder)
+    original.set_turns(config, processor.tokenizer)
     return Source(folder, config, tensors, processor, _generation_config(folder), is_ours=True)
 
 

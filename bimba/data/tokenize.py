@@ -25,6 +25,7 @@ from bimba.types import BimbaError, SequenceTooLongError
 IGNORE_INDEX = -100
 VIDEO_TOKEN = "<|video_pad|>"
 IMAGE_TOKEN = "<|image_pad|>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
 NOISE_MARKER = "QA_GT_caption_based_noisy"
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -72,8 +73,7 @@ class _Ids:
 
     def label_markup(self) -> None:
         """Puts the chat markup and the line breaks among what is learned, wherever they are."""
-        names = ("<|im_start|>", "<|im_end|>")
-        markup = {self.tokenizer.convert_tokens_to_ids(name) for name in names}
+        markup = {self.tokenizer.convert_tokens_to_ids(name) for name in (TURN_START, TURN_END)}
         markup.update(self.tokenizer.encode("\n", add_special_tokens=False))
         self.labels = [i if i in markup else label for i, label in zip(self.input_ids, self.labels)]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from bimba.data.prompt import multiple_choice, open_ended
-from bimba.inference.answer import Choice, Generation, bare_options, choice_from_logits, letter_token_ids
+from bimba.inference.answer import Choice, Generation, choice_from_logits, letter_token_ids
+from bimba.inference.answering import Answering
 from bimba.model.bimba import CACHE, BimbaForConditionalGeneration
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 @dataclass
-class EncodedVideo:
+class EncodedVideo(Answering):
     """A video as the language model has read it. Made by :meth:`VideoQA.encode`; not for use by two threads at once.
 
     Attributes:
@@ -72,28 +72,8 @@ class EncodedVideo:
         states = [state for layer in self._layers() for state in _states(layer)]
         return int(self.tokens.nbytes) + sum(int(state.nbytes) for state in states)
 
-    def ask(self, question: str, max_new_tokens: int | None = None, *, short: bool = False) -> str:
-        """The answer in words, greedily decoded.
-
-        Args:
-            max_new_tokens: None is 256, or as many as the model's limit leaves room for.
-            short: asks for a single word or phrase, with the words that the models were trained with.
-
-        Raises:
-            BimbaError: an empty question.
-            SequenceTooLongError: prompt and answer are longer than the model takes.
-        """
-        return self.generate(open_ended(question) if short else question, max_new_tokens).text
-
     @torch.inference_mode()
     def generate(self, prompt: str, max_new_tokens: int | None = None, **sampling: Any) -> Generation:
-        """The model's words after a prompt, which stands after the video as it is.
-
-        Args:
-            max_new_tokens: as for :meth:`ask`.
-            sampling: handed to transformers' ``generate`` (``do_sample``, ``temperature``, ``num_beams``, ...). Without
-                it the answer is greedy; a repetition penalty of the checkpoint's ``generation_config`` always holds.
-        """
         (ids,) = self._tokenize([prompt], max_new_tokens)
         embeddings = self._embed(ids)
         # Beams would multiply the cached prefix in place, so they read the whole prompt anew.
@@ -102,69 +82,39 @@ class EncodedVideo:
         (words,) = self._decode(embeddings, mask, prefix, self._limit(ids, max_new_tokens), sampling)
         return self._generation(words, len(ids))
 
-    @torch.inference_mode()
     def generate_batch(
         self, prompts: Sequence[str], max_new_tokens: int | None = None, **settings: Any
     ) -> list[Generation]:
-        """What :meth:`generate` answers to each prompt, greedily, from one pass over all of them.
+        return self.generate_together([self] * len(prompts), prompts, max_new_tokens, **settings)
 
-        The prompts are padded on the left, between the video and their first words. In float32 the tokens are those of
-        one prompt at a time. In 16 bits rounding depends on the batch, so a close call may go the other way. Each
-        prompt takes a copy of the video's keys and values.
-
-        Args:
-            max_new_tokens: of each answer, as for :meth:`ask`.
-            settings: as for :meth:`generate`, of those that :func:`batchable` takes.
-
-        Raises:
-            BimbaError: an empty prompt, or settings that a batch cannot keep.
-            SequenceTooLongError: a prompt and its answer are longer than the model takes.
-        """
-        if not batchable(settings):
-            raise BimbaError(
-                f"generate_batch received {settings}; expected greedy decoding by no other settings than "
-                f"{', '.join(sorted(_ROW_BY_ROW))}. Ask these prompts one at a time."
-            )
-        prompt_ids = self._tokenize(prompts, max_new_tokens)
-        length, start = max(map(len, prompt_ids)), len(self.prefix_ids)
+    @staticmethod
+    @torch.inference_mode()
+    def generate_together(
+        videos: Sequence[EncodedVideo], prompts: Sequence[str], max_new_tokens: int | None = None, **settings: Any
+    ) -> list[Generation]:
+        """As :meth:`generate_batch`, each prompt about a video of its own; all have equally many tokens."""
+        check_batchable(settings)
+        first = videos[0]
+        prompt_ids = first._tokenize(prompts, max_new_tokens)
+        length, start = max(map(len, prompt_ids)), len(first.prefix_ids)
         embeddings = torch.zeros(
-            (len(prompts), length, self.tokens.shape[1]), dtype=self.tokens.dtype, device=self.tokens.device
+            (len(prompts), length, first.tokens.shape[1]), dtype=first.tokens.dtype, device=first.tokens.device
         )
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-        for row, ids in enumerate(prompt_ids):
+        for row, (video, ids) in enumerate(zip(videos, prompt_ids, strict=True)):
             mask[row, start : start + length - len(ids)] = 0
-            embeddings[row, start + length - len(ids) :] = self._embed(ids)[0, start:]
-        self._rewound()
-        copies = [tuple(state.expand(len(prompts), -1, -1, -1) for state in _states(layer)) for layer in self._layers()]
-        prefix = DynamicCache(copies)  # copies them, so that the video's own stay as they are
-        limits = [self._limit(ids, max_new_tokens) for ids in prompt_ids]
-        answers = self._decode(embeddings, mask, prefix, max(limits), settings)
+            embeddings[row, start + length - len(ids) :] = video._embed(ids)[0, start:]
+            video._rewound()
+        layers = zip(*(video._layers() for video in videos), strict=True)
+        copies = [tuple(map(_stacked, zip(*map(_states, layer), strict=True))) for layer in layers]
+        prefix = DynamicCache(copies)  # copies them, so that the videos' own stay as they are
+        limits = [first._limit(ids, max_new_tokens) for ids in prompt_ids]
+        answers = first._decode(embeddings, mask, prefix, max(limits), settings)
         # Greedy words do not depend on where they will end, so a prompt with less room just stops earlier.
-        return [self._generation(words[:limit], len(ids)) for words, limit, ids in zip(answers, limits, prompt_ids)]
-
-    def choose(self, question: str, options: Sequence[str]) -> Choice:
-        """The likeliest of 2 to 26 options, by the probability of its letter as the first word of the answer.
-
-        Args:
-            options: option texts, with or without their letters ("A. red" or "red").
-
-        Raises:
-            BimbaError: an empty question, or too few or too many options.
-            SequenceTooLongError: the prompt is longer than the model takes.
-        """
-        return self.choose_letter(multiple_choice(question, bare_options(options)), len(options))
+        return [first._generation(words[:limit], len(ids)) for words, limit, ids in zip(answers, limits, prompt_ids)]
 
     @torch.inference_mode()
     def choose_letter(self, prompt: str, num_options: int) -> Choice:
-        """The likeliest first word of the answer to a prompt, among the letters of so many options.
-
-        Args:
-            prompt: question and options in whatever words; it stands after the video as it is.
-
-        Raises:
-            BimbaError: an empty prompt, or too few or too many options.
-            SequenceTooLongError: the prompt is longer than the model takes.
-        """
         letter_ids = letter_token_ids(self.engine.processor.tokenizer, num_options)
         (ids,) = self._tokenize([prompt], 1)
         logits = self.engine.model.language_model(
@@ -252,6 +202,22 @@ class EncodedVideo:
 def _states(layer: DynamicLayer) -> list[Tensor]:
     """Keys and values, each (B, heads, L, head size), once there are any."""
     return [state for state in (layer.keys, layer.values) if state is not None]
+
+
+def _stacked(states: Sequence[Tensor]) -> Tensor:
+    """(1, heads, L, head size) each -> (B, heads, L, head size), without a copy where all are the same."""
+    if all(state is states[0] for state in states):
+        return states[0].expand(len(states), -1, -1, -1)
+    return torch.cat(tuple(states))
+
+
+def check_batchable(settings: Mapping[str, Any]) -> None:
+    """Raises ``BimbaError`` unless :func:`batchable`."""
+    if not batchable(settings):
+        raise BimbaError(
+            f"generate_batch received {settings}; expected greedy decoding by no other settings than "
+            f"{', '.join(sorted(_ROW_BY_ROW))}. Ask these prompts one at a time."
+        )
 
 
 def batchable(sampling: Mapping[str, Any]) -> bool:

@@ -6,7 +6,8 @@ language model's pass over everything that stands before the question, kept as i
     <|im_start|>system ... <|im_start|>user\\n <video tokens> | \\nWho scored?<|im_end|>\\n<|im_start|>assistant\\n
     '----------- once per video: EncodedVideo ----------------'   '------------- once per question -------------'
 
-Whether the question begins with that line break, the checkpoint says (``BimbaConfig.newline_after_medium``).
+Whether the question begins with that line break, the checkpoint says (``BimbaConfig.newline_after_medium``). Where the
+compressor reads the question, less is done once per video: see :mod:`bimba.inference.conditioned`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bimba.data.tokenize import tokenize_prompt
 from bimba.data.transform import frames_to_pixels
 from bimba.inference.answer import Generation
 from bimba.inference.cache import LRUCache
+from bimba.inference.conditioned import ConditionedVideo
 from bimba.inference.encoded import EncodedVideo
 from bimba.inference.fingerprint import fingerprint
 from bimba.inference.schedule import WORKERS, Question, Work, answer_each
@@ -37,6 +39,8 @@ from bimba.inference.store import TokenStore
 from bimba.model.bimba import CACHE, BimbaForConditionalGeneration
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError, SequenceTooLongError, ShortVideos, VideoDecodeError
+
+Video = EncodedVideo | ConditionedVideo  # in memory
 
 CACHE_BYTES = 2 * 1024**3  # two or three 64-frame videos of the 7B model, thousands of the tiny one
 
@@ -48,8 +52,8 @@ class VideoQA:
         model, processor: as ``bimba.checkpoint.load_pretrained`` returns them.
         cache_bytes: how many bytes of encoded videos :meth:`encode` keeps, and of videos :meth:`answer_all` decodes
             ahead, together; 0 keeps none, and decodes one at a time.
-        store: a folder that keeps the compressed tokens of videos over runs, so that they are decoded and encoded but
-            once; None: nowhere.
+        store: a folder that keeps the compressed tokens of videos over runs, or the space-time tokens where the
+            compressor reads the question, so that they are decoded and encoded but once; None: nowhere.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class VideoQA:
     ):
         self.model = model.eval()
         self.processor = processor
-        self.cache: LRUCache[EncodedVideo] = LRUCache(cache_bytes)
+        self.cache: LRUCache[Video] = LRUCache(cache_bytes)
         self.store = store
 
     @classmethod
@@ -121,7 +125,7 @@ class VideoQA:
 
     def encode(
         self, path: str | os.PathLike[str], num_frames: int | None = None, short_videos: ShortVideos = "error"
-    ) -> EncodedVideo:
+    ) -> Video:
         """Reads and encodes a video, or takes it from the cache if the file has not changed since.
 
         Args:
@@ -175,7 +179,7 @@ class VideoQA:
         """
         return identify(path, self._checked(num_frames), short_videos)
 
-    def encoded(self, key: VideoKey) -> EncodedVideo | None:
+    def encoded(self, key: VideoKey) -> Video | None:
         """The video as :meth:`encode` left it in the cache, if it is still there."""
         return self.cache.get(key)
 
@@ -207,10 +211,10 @@ class VideoQA:
         self.cache.make_room(num_bytes)
         return num_bytes
 
-    def encode_loaded(self, key: VideoKey, loaded: Loaded) -> EncodedVideo:
+    def encode_loaded(self, key: VideoKey, loaded: Loaded) -> Video:
         """Encodes what :meth:`load` returned, and keeps its tokens in the store if there is one."""
         if loaded.are_tokens:
-            return self._prefill(loaded.values.to(self.model.device), key.num_frames)
+            return self._video(loaded.values.to(self.model.device), key.num_frames)
         video = self.encode_pixels(loaded.values)
         if self.store is not None:
             self.store.put(self._stored_name(key), video.tokens.cpu(), loaded.is_short)
@@ -242,17 +246,28 @@ class VideoQA:
         self.check_length(len(ids), num_frames, new_tokens or 1)
 
     @torch.inference_mode()
-    def encode_pixels(self, pixel_values: Tensor) -> EncodedVideo:
+    def encode_pixels(self, pixel_values: Tensor) -> Video:
         """What :meth:`encode` does after :meth:`read`.
 
         Args:
             pixel_values: (T, 3, height, width).
         """
-        tokens = self.model.encode_video(pixel_values.to(self.model.device, self.model.dtype))  # (tokens, C)
-        return self._prefill(tokens, num_frames=len(pixel_values))
+        pixels = pixel_values.to(self.model.device, self.model.dtype)
+        if self.model.question_conditioned:
+            (tokens,) = self.model.space_time_tokens(pixels[None])
+        else:
+            tokens = self.model.encode_video(pixels)
+        return self._video(tokens, num_frames=len(pixels))
+
+    def _video(self, tokens: Tensor, num_frames: int) -> Video:
+        """Of the tokens that no question changes: (T, H, W, C) before the compressor if it reads questions, or else
+        (tokens, C) after it."""
+        if self.model.question_conditioned:
+            return ConditionedVideo(self, tokens, num_frames)
+        return self.prefill(tokens, num_frames)
 
     @torch.inference_mode()
-    def _prefill(self, tokens: Tensor, num_frames: int) -> EncodedVideo:
+    def prefill(self, tokens: Tensor, num_frames: int) -> EncodedVideo:
         """The language model's pass over (tokens, C) tokens of a video and what stands before them."""
         self.check_length(len(tokens), num_frames)
         # Any question gives the same ids up to the last video token; EncodedVideo relies on it.

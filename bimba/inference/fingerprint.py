@@ -31,6 +31,9 @@ def fingerprint(model: BimbaForConditionalGeneration, processor: BimbaProcessor,
     config = model.config.to_dict()
     for unread in ("original_config", "_name_or_path", "transformers_version"):
         config.pop(unread, None)
+    if not model.question_conditioned:
+        for unread in ("turn_start_token_id", "turn_end_token_id"):
+            config.pop(unread)
     settings: dict[str, Any] = {
         "config": config,
         "transform": [processor.image_backend, processor.image_processor.to_dict()],

@@ -36,7 +36,8 @@ class Loaded:
     """A video on the CPU.
 
     Attributes:
-        values: (T, 3, h, w) pixel values, or the (tokens, C) tokens that they were encoded to in an earlier run.
+        values: (T, 3, h, w) pixel values, or the tokens that they were encoded to in an earlier run: (tokens, C), or
+            (T, H, W, C) where the compressor reads the question.
         are_tokens: which of the two.
         is_short: it had fewer frames than asked for, so that some repeat.
     """

@@ -44,7 +44,7 @@ class TokenStore:
             ) from error
 
     def get(self, name: str) -> tuple[Tensor, bool] | None:
-        """The (tokens, C) tokens and whether their video is short, or None if they are not there."""
+        """The tokens, (tokens, C) or (T, H, W, C), and whether their video is short, or None if they are not there."""
         path = self.folder / (name + _SUFFIX)
         try:
             with safe_open(path, framework="pt") as file:

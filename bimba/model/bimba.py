@@ -34,8 +34,9 @@ from bimba.model.compressor import Compressor, build_compressor
 from bimba.model.config import BimbaConfig
 from bimba.model.mamba import IN_FLOAT32, MambaMixer
 from bimba.model.projector import Projector
-from bimba.model.queries import pool_queries
-from bimba.model.splice import add_newlines, splice
+from bimba.model.queries import pool_queries, query_grid
+from bimba.model.question import question_ids
+from bimba.model.splice import add_newlines, num_video_tokens, splice
 from bimba.model.vision import patch_features
 from bimba.types import BimbaError
 
@@ -127,7 +128,8 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, L) int64; each video stands as a run of ``config.video_token_id``, as long as the
                 video's tokens (``BimbaProcessor.num_video_tokens``), and each image as one of
-                ``config.image_token_id`` (``BimbaProcessor.num_image_tokens``).
+                ``config.image_token_id`` (``BimbaProcessor.num_image_tokens``). With
+                ``question_conditioned`` in Qwen2's chat format.
             attention_mask: (B, L), 1 = token, 0 = padding.
             pixel_values_videos: normalised frames of the videos in order of appearance.
             pixel_values_images: one (tiles, 3, height, width) per image in order of appearance
@@ -150,7 +152,7 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise BimbaError("The model was called with neither input_ids nor inputs_embeds; give one of them.")
-            videos = [] if pixel_values_videos is None else self.encode_videos(pixel_values_videos)
+            videos = [] if pixel_values_videos is None else self.encode_videos_in(input_ids, pixel_values_videos)
             images = [] if pixel_values_images is None else self.encode_images(pixel_values_images, image_sizes)
             # A model can write a placeholder: after a cached beginning and without pixels it is a token like any other.
             if videos or images or cache is None or not cache.get_seq_length():
@@ -184,28 +186,73 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_video | is_image, 0))
         return splice(splice(embeddings, is_video, videos, "video"), is_image, images, "image")
 
-    def encode_videos(self, pixel_values: PixelValues) -> list[Tensor]:
-        """Like :meth:`encode_video` for many videos; those with the same number of frames go as one batch."""
-        tokens: list[Tensor] = [torch.empty(0)] * len(pixel_values)
-        by_length: dict[int, list[int]] = {}
+    @property
+    def question_conditioned(self) -> bool:
+        """Whether a video is compressed anew for each question."""
+        return self.compressor is not None and self.compressor.question_conditioned
+
+    def questions(self, input_ids: Tensor, num_frames: Sequence[int]) -> list[Tensor] | None:
+        """The ids (P,) of the question about each video (see :mod:`bimba.model.question`); None if nobody reads them.
+
+        Args:
+            input_ids: (B, L), as for :meth:`forward`.
+            num_frames: of each video that stands in it.
+
+        Raises:
+            BimbaError: the prompt has another number of placeholders, or a video outside a whole turn.
+        """
+        if not self.question_conditioned:
+            return None
+        config = self.config
+        grids = [query_grid(number, config.patch_grid, config.reduction) for number in num_frames]
+        return question_ids(
+            input_ids,
+            [num_video_tokens(groups, side, side, config.newline_position) for groups, side in grids],
+            (config.video_token_id, config.image_token_id),
+            (config.turn_start_token_id, config.turn_end_token_id),
+        )
+
+    def encode_videos_in(self, input_ids: Tensor, pixel_values: PixelValues) -> list[Tensor]:
+        """The tokens of the videos in a prompt, each compressed for its question if the compressor reads questions."""
+        return self.encode_videos(pixel_values, self.questions(input_ids, [len(video) for video in pixel_values]))
+
+    def passes(self, pixel_values: PixelValues, questions: Sequence[Tensor] | None = None) -> list[list[int]]:
+        """Which videos go through the model as one batch: those with equally many frames and words of their question.
+
+        Nothing is padded, so no video's tokens depend on another one.
+        """
+        members: dict[tuple[int, int], list[int]] = {}
         for i, video in enumerate(pixel_values):
-            by_length.setdefault(len(video), []).append(i)
-        for members in by_length.values():
-            grids = self._compress(torch.stack([pixel_values[i] for i in members]))
-            for i, grid in zip(members, grids):
-                tokens[i] = add_newlines(grid, self.image_newline, self.config.newline_position)
+            members.setdefault((len(video), 0 if questions is None else len(questions[i])), []).append(i)
+        return list(members.values())
+
+    def encode_videos(self, pixel_values: PixelValues, questions: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Like :meth:`encode_video` for many videos, with one question each."""
+        if questions is not None and len(questions) != len(pixel_values):
+            raise BimbaError(f"Got {len(pixel_values)} videos and {len(questions)} questions; give one per video.")
+        tokens: list[Tensor] = [torch.empty(0)] * len(pixel_values)
+        for members in self.passes(pixel_values, questions):
+            space_time_tokens = self.space_time_tokens(torch.stack([pixel_values[i] for i in members]))
+            asked = None if questions is None else torch.stack([questions[i] for i in members])
+            for i, compressed in zip(members, self.compress(space_time_tokens, asked)):
+                tokens[i] = compressed
         return tokens
 
-    def encode_video(self, pixel_values: Tensor) -> Tensor:
+    def encode_video(self, pixel_values: Tensor, question: Tensor | None = None) -> Tensor:
         """One video to the tokens the language model reads.
 
         Args:
             pixel_values: (T, 3, height, width) normalised frames.
+            question: (P,) the ids of the question, as :meth:`questions` finds them in a prompt, for a compressor with
+                ``question_conditioned``; None for all others.
 
         Returns:
             (tokens, C): vision, projector, compressor, newlines.
+
+        Raises:
+            BimbaError: a question is missing, is empty, or has nobody to read it.
         """
-        return self.encode_videos([pixel_values])[0]
+        return self.encode_videos([pixel_values], None if question is None else [question])[0]
 
     def encode_images(self, tiles: Sequence[Tensor], image_sizes: Sequence[ImageSize] | None) -> list[Tensor]:
         """Like :meth:`encode_image` for many images.
@@ -238,16 +285,53 @@ class BimbaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         size = [int(number) for number in image_size]  # rows of a tensor would divide in single precision
         return self.config.anyres.pack(features, self.image_newline, size)
 
-    def _compress(self, pixel_values: Tensor) -> Tensor:
-        """(B, T, 3, height, width) -> (B, T', H', W', C): frames to refined queries."""
-        batch, num_frames = pixel_values.shape[:2]
+    def space_time_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(B, T, 3, height, width) -> (B, T, H, W, C): vision and projector, which no question changes."""
         features = patch_features(self.vision_tower, pixel_values.flatten(0, 1))
-        space_time_tokens = self.projector(features).unflatten(0, (batch, num_frames))  # (B, T, H, W, C)
+        tokens: Tensor = self.projector(features).unflatten(0, pixel_values.shape[:2])
+        return tokens
+
+    def compress(self, space_time_tokens: Tensor, questions: Tensor | None = None) -> list[Tensor]:
+        """Compressor and newlines.
+
+        Args:
+            space_time_tokens: (B, T, H, W, C).
+            questions: (B, P) ids, as for :meth:`encode_video`.
+
+        Returns:
+            The tokens (tokens, C) of each video.
+
+        Raises:
+            BimbaError: as for :meth:`encode_video`.
+        """
+        question = self._embed_questions(questions, space_time_tokens)
         queries = pool_queries(space_time_tokens, self.config.reduction)  # (B, T', H', W', C)
-        if self.compressor is None:
-            return queries
-        compressed = self.compressor(space_time_tokens, queries.flatten(2, 3))
-        return compressed.unflatten(2, queries.shape[2:4])
+        grids = queries
+        if self.compressor is not None:
+            grids = self.compressor(space_time_tokens, queries.flatten(2, 3), question).unflatten(2, queries.shape[2:4])
+        return [add_newlines(grid, self.image_newline, self.config.newline_position) for grid in grids]
+
+    def _embed_questions(self, questions: Tensor | None, space_time_tokens: Tensor) -> Tensor | None:
+        """(B, P) ids -> (B, P, C) as the compressor reads them: the language model's embeddings, without positions.
+
+        Detached: the compressor learns to read the words of the language model, and does not change them.
+        """
+        if not self.question_conditioned:
+            if questions is not None:
+                raise BimbaError(
+                    "Got a question for a video, and the compressor of this model reads none (question_conditioned is "
+                    "false); leave it out."
+                )
+            return None
+        if questions is None or not questions.shape[1]:
+            received = "none" if questions is None else "an empty one"
+            raise BimbaError(
+                f"This model compresses a video for the question about it (question_conditioned=true); received "
+                f"{received}. Give its ids: encode_video(pixels, model.questions(input_ids, [len(pixels)])[0]). Or "
+                "call the model with input_ids, or ask through bimba.VideoQA, which find the question themselves."
+            )
+        embedded: Tensor = self.get_input_embeddings()(questions.to(space_time_tokens.device))
+        return embedded.detach().to(space_time_tokens.device)
 
     def save_pretrained(  # type: ignore[override]  # its other arguments pass through
         self,

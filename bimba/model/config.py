@@ -57,6 +57,8 @@ class BimbaConfig(PreTrainedConfig):
             model was not trained on images that are cut into tiles, and takes none.
         video_token_id, image_token_id: the placeholder tokens that the tokens of videos and images replace; they need
             not be in the language model's vocabulary.
+        turn_start_token_id, turn_end_token_id: ``<|im_start|>`` and ``<|im_end|>``; between them stands the question
+            that a compressor with ``question_conditioned`` is given.
         original_config: what the ``config.json`` of a checkpoint in the original's layout said; it is written back when
             the checkpoint is converted to that layout, and read by nothing else.
     """
@@ -76,6 +78,8 @@ class BimbaConfig(PreTrainedConfig):
     image_max_tiles: int | None = 9
     video_token_id: int = 151646
     image_token_id: int = 151647
+    turn_start_token_id: int = 151644
+    turn_end_token_id: int = 151645
     original_config: dict | None = None
     tie_word_embeddings: bool = False
 

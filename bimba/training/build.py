@@ -192,7 +192,7 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
     """A model with random weights, and a processor around an existing tokenizer."""
     from transformers import SiglipImageProcessor
 
-    from bimba.data.tokenize import IMAGE_TOKEN, VIDEO_TOKEN
+    from bimba.data.tokenize import IMAGE_TOKEN, TURN_END, TURN_START, VIDEO_TOKEN
     from bimba.model.bimba import BimbaForConditionalGeneration
     from bimba.model.config import BimbaConfig
     from bimba.model.mamba import cast
@@ -200,10 +200,10 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
 
     tokenizer = _load_tokenizer(settings.tokenizer)
     vocabulary = tokenizer.get_vocab()
-    if absent := [token for token in (VIDEO_TOKEN, IMAGE_TOKEN) if token not in vocabulary]:
+    if absent := [token for token in (VIDEO_TOKEN, IMAGE_TOKEN, TURN_START, TURN_END) if token not in vocabulary]:
         raise BimbaError(
-            f"The tokenizer {settings.tokenizer} has no {' and no '.join(absent)}, which stand for videos and images; "
-            "add them as special tokens."
+            f"The tokenizer {settings.tokenizer} has no {' and no '.join(absent)}, which stand for videos and images, "
+            "or around the turns of a conversation; add them as special tokens."
         )
     text_config = {"vocab_size": len(tokenizer), **settings.config["text_config"]}
     if text_config["vocab_size"] < len(tokenizer):
@@ -218,6 +218,8 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
         compressor=settings.compressor,
         video_token_id=vocabulary[VIDEO_TOKEN],
         image_token_id=vocabulary[IMAGE_TOKEN],
+        turn_start_token_id=vocabulary[TURN_START],
+        turn_end_token_id=vocabulary[TURN_END],
     )
     model = BimbaForConditionalGeneration(config)
     cast(model, DTYPES[settings.dtype])

@@ -2,7 +2,8 @@
 
 The model: what the mathematics needs, not what the hardware happens to do. Counted are matrix products (two operations
 per multiply-add), both products of attention, and of the compressor what it says of itself (``Compressor.products``).
-Padding, layers computed again by gradient checkpointing, norms and pointwise functions are not.
+Padding, layers computed again by gradient checkpointing, norms, pointwise functions and a question before the
+compressor's sequence are not.
 
 ==============  =================================================================================================
 forward         2 x elements of each matrix x positions it is applied to;

@@ -94,8 +94,9 @@ class BimbaModule(L.LightningModule):
         model: Any = self.model
         videos: list[Tensor] = batch.get("pixel_values_videos") or []
         images: Any = batch.get("pixel_values_images") or []
-        # One pass for the videos of each length, one for each image: encode_videos and encode_images.
-        own = torch.tensor([len({len(video) for video in videos}), len(images)], device=self.device)
+        questions = model.questions(batch["input_ids"], [len(video) for video in videos])
+        # One pass for the videos that go as one batch, one for each image: encode_videos and encode_images.
+        own = torch.tensor([len(model.passes(videos, questions)), len(images)], device=self.device)
         most = own.clone()
         if isinstance(self._strategy, ShardedStrategy):
             torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
@@ -103,10 +104,11 @@ class BimbaModule(L.LightningModule):
         missing_videos, missing_images = (most - own).tolist()
         side = model.config.vision_config.image_size
         unused: list[Tensor] = []
-        video_tokens = model.encode_videos(videos) if videos else []
+        video_tokens = model.encode_videos(videos, questions) if videos else []
         for _ in range(missing_videos):
             frames = torch.zeros(model.config.reduction[0], 3, side, side, device=self.device)
-            unused += model.encode_videos([frames])
+            asked = torch.zeros(1, dtype=torch.int64, device=self.device)
+            unused += model.encode_videos([frames], [asked] if model.question_conditioned else None)
         image_tokens = model.encode_images(images, batch.get("image_sizes")) if images else []
         for _ in range(missing_images):
             tile = torch.zeros(1, 3, side, side, device=self.device)

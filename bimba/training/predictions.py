@@ -75,7 +75,7 @@ class SamplePredictions(L.Callback):
             return
         asked = list(_questions(batch, pl_module.processor))
         if sharded:  # every rank as often as the one with the fewest, and with one pass of the vision tower each
-            asked = [one for one in asked if len({len(video) for video in one.videos}) == 1]
+            asked = [one for one in asked if _num_passes(one, pl_module.model) == 1]
             asked = asked[: min(gathered(trainer, len(asked)))]
         asked = asked[:missing]
         with asking(trainer, pl_module) as model:
@@ -134,6 +134,12 @@ def _questions(batch: Batch, processor: Any) -> Iterator[_Asked]:
         words = prompt[asks + len(user) : answers]
         question = tokenizer.decode(words[words != processor.video_token_id], skip_special_tokens=True).strip()
         yield _Asked(prompt, mine, question, tokenizer.decode(answer, skip_special_tokens=True).strip())
+
+
+def _num_passes(asked: _Asked, model: Any) -> int:
+    """How often the vision tower and the compressor run for a question."""
+    questions = model.questions(asked.prompt[None], [len(video) for video in asked.videos])
+    return len(model.passes(asked.videos, questions))
 
 
 def _find(ids: Tensor, pattern: Tensor) -> int | None:

@@ -28,6 +28,14 @@ def test_the_nearest_key_is_named(arguments, lines):
     assert unknown_keys(ROOT / "conf", "train", arguments) == lines
 
 
+def test_a_key_of_another_choice_is_named_with_those_that_have_it():
+    arguments = ["model/compressor=pool", "model.compressor.question_conditioned=true"]
+    (line,) = unknown_keys(ROOT / "conf", "train", arguments)
+    assert line.startswith("There is no key model.compressor.question_conditioned; those that have it: ")
+    assert "model/compressor=mamba" in line
+    assert "pool" not in line.split("have it")[1]
+
+
 def test_without_a_near_one_the_choice_is_listed():
     (line,) = unknown_keys(ROOT / "conf", "train", ["paths.nonsense=1"])
     assert line == "There is no key paths.nonsense; expected one of data_dir, output_dir, root, run_dir."

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 from lmms_eval.api.instance import Instance
 from loguru import logger
-from tiny_checkpoint import NUM_FRAMES, write_video
+from tiny_checkpoint import NUM_FRAMES, conditioned_model, write_video
 
 import bimba.inference.engine as engine_module
+from bimba.checkpoint import save_pretrained
 from bimba.inference import EncodedVideo, VideoQA
 from bimba.types import BimbaError, SequenceTooLongError
 from lmms_eval_plugin.asking import generation_options
@@ -64,6 +65,19 @@ def test_answers_come_in_request_order_and_each_video_is_decoded_and_encoded_onc
     assert [r.text for r in results] == [engine.encode(d["video"]).ask(d["text"], 6) for d in docs]
     assert len({r.text for r in results}) > 2
     assert all(0 < r.token_counts.output_tokens <= 6 < r.token_counts.input_tokens for r in results)
+
+
+def test_a_compressor_that_reads_the_question_sees_each_video_once(videos, tmp_path, monkeypatch):
+    save_pretrained(*conditioned_model(), tmp_path / "checkpoint")
+    model = Bimba(pretrained=str(tmp_path / "checkpoint"), device="cpu", batch_questions=True)
+    seen = []
+    see = model.engine.model.space_time_tokens
+    monkeypatch.setattr(model.engine.model, "space_time_tokens", lambda x: seen.append(len(x)) or see(x))
+    docs = [{"video": videos[0], "text": text} for text in ("Who?", "What happens then?", "Where is it?")]
+    results = model.generate_until(requests(model, docs))
+    assert seen == [1]
+    video = VideoQA(model.engine.model, model.engine.processor).encode(videos[0])
+    assert [r.text for r in results] == [video.ask(d["text"], 6) for d in docs]
 
 
 def test_generation_arguments_are_not_changed(model, videos):

@@ -4,7 +4,8 @@
 
 Sample 1 has no video and sample 6 cannot be read, so that a process has batches without one, and a whole batch of bad
 samples; sample 9 is not a number. In the first validation, the second of two processes has bad samples only. In the
-second one, it has a text while the first has a video.
+second one, it has a text while the first has a video. The compressor reads the question, so a process without a video
+runs it on a question of its own.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Validations(IterableDataset[Any]):
 
 def run(folder: Path, processes: int) -> None:
     settings = OptimizerSettings(lr=1e-2, warmup_ratio=0.0)
-    tiny: Any = tiny_module(model={"compressor": {"name": "mamba"}})
+    tiny: Any = tiny_module(model={"compressor": {"name": "mamba", "question_conditioned": True}})
     module = BimbaModule(tiny.model, tiny.processor, settings, shard=partial(shard, precision="32-true"))
     trainer = tiny_trainer(
         folder,
