@@ -20,7 +20,7 @@ FLOORS = [
     {"bimba.types"},
     {"bimba.ops"},
     {"bimba.model", "bimba.data"},
-    {"bimba.checkpoint", "bimba.overrides"},
+    {"bimba.checkpoint", "bimba.overrides", "bimba.processes"},
     {"bimba.training", "bimba.inference", "bimba.report"},
     {"lmms_eval_plugin"},
     {"train", "evaluate", "bimba.cli"},  # evaluate.py runs the harness with the plugin's model
