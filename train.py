@@ -30,11 +30,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bimba.overrides import naming_unknown_keys
+from bimba.sweep.job import is_job_of_sweep, run_as_process
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
     import lightning as L
 
+SCRIPT = Path(__file__).resolve()
 KEYS = {"model", "data", "trainer", "optimizer", "logger", "callbacks", "paths"} | {
     "seed",
     "checkpoint",
@@ -256,13 +258,15 @@ def run(cfg: DictConfig) -> L.Trainer:
         trainer = fit(cfg, [record])
         record.trained(trainer)
         if trainer.is_global_zero:
-            evaluate_trained(record, Path(__file__).resolve().with_stem("evaluate"))
+            evaluate_trained(record, SCRIPT.with_stem("evaluate"))
             record.write(objective=find_objective(cfg.objective, record))
     return trainer
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
+    if is_job_of_sweep():
+        return run_as_process(SCRIPT)
     try:
         trainer = run(cfg)
     except Exception as error:
@@ -273,6 +277,7 @@ def main(cfg: DictConfig) -> None:
         raise SystemExit(message_of(error)) from None
     if trainer.is_global_zero:
         print(what_next(Path(cfg.paths.run_dir)))
+    return None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # What launchers (Lightning, torchrun, Slurm's srun) tell a process of its place among others.
@@ -30,13 +31,17 @@ def quoted(value: str | os.PathLike[str]) -> str:
     return QuotedString(os.fspath(value), Quote.single).with_quotes()
 
 
-def last_line(path: Path) -> str:
-    """The last line of an output that is not empty, such as the message of the error that ended it; "" without one."""
+def last_line(path: Path, but: Sequence[str] = ()) -> str:
+    """The last line of an output, such as the message of the error that ended it; "" without one.
+
+    Args:
+        but: lines that do not count, as empty ones do not.
+    """
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 20_000))
         text = file.read().decode(errors="replace")
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
+    return next((line for line in reversed(lines) if line and line not in but), "")
 
 
 def peak_memory_mib() -> float:

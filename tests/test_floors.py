@@ -20,8 +20,8 @@ FLOORS = [
     {"bimba.types"},
     {"bimba.ops"},
     {"bimba.model", "bimba.data"},
-    {"bimba.checkpoint", "bimba.overrides", "bimba.processes"},
-    {"bimba.training", "bimba.inference", "bimba.report"},
+    {"bimba.checkpoint", "bimba.overrides", "bimba.processes", "bimba.runs"},
+    {"bimba.training", "bimba.inference", "bimba.report", "bimba.sweep"},
     {"lmms_eval_plugin"},
     {"train", "evaluate", "bimba.cli"},  # evaluate.py runs the harness with the plugin's model
     {"bimba"},

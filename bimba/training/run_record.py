@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,12 +17,11 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from bimba.processes import peak_memory_mib
+from bimba.runs import RUN_FILE, read_run, write_json
 from bimba.training.code_version import code_version
 from bimba.training.throughput import Throughput
 from bimba.training.trainable import count_parts
 from bimba.types import user_error
-
-FILE_NAME = "run.json"
 
 
 class RunRecord(L.Callback):
@@ -61,7 +58,7 @@ class RunRecord(L.Callback):
     """
 
     def __init__(self, run_dir: str | Path, overrides: Sequence[str], evaluate: dict[str, list[str]] | None = None):
-        self.path = Path(run_dir) / FILE_NAME
+        self.path = Path(run_dir) / RUN_FILE
         self.evaluate = evaluate or {}
         self.earlier = read_run(self.path.parent)
         self._before_s = 0.0  # trained by the processes that this one goes on from
@@ -103,10 +100,7 @@ class RunRecord(L.Callback):
         self.values |= values
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.values, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        write_json(self.path, self.values)
 
     @property
     def train_seconds(self) -> float:
@@ -152,15 +146,6 @@ class RunRecord(L.Callback):
         """Of the process that made the last step, where this one had nothing to train."""
         earlier = self.earlier or {}
         return dict(earlier.get("metrics", {})) if earlier.get("steps") == steps else {}
-
-
-def read_run(run_dir: Path) -> dict[str, Any] | None:
-    """What ``run.json`` of a folder says; None without one, or where it is none."""
-    try:
-        values = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def _gpu_peak_memory_mib(trainer: L.Trainer, found: Sequence[Throughput]) -> float | None:

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from bimba.processes import peak_memory_mib
+from bimba.runs import read_run
 from bimba.training.evaluations import check_evaluations, evaluate_trained, find_objective
-from bimba.training.run_record import RunRecord, read_run
+from bimba.training.run_record import RunRecord
 from bimba.training.throughput import Throughput
 from bimba.types import BimbaError
 from tests.training.fakes import NUM_FRAMES, FakeData, tiny_module, tiny_trainer
