@@ -58,7 +58,7 @@ class BimbaLauncher(Launcher):
         n_jobs = self.n_jobs or min(jobs_at_a_time(config, threads) for _, config in jobs)
         environment = {"OMP_NUM_THREADS": str(threads)}
         console = Console()
-        console.print(f"{len(cells)} cells, {min(n_jobs, len(cells))} at a time, in {sweep_dir}", soft_wrap=True)
+        console.print(f"{len(cells)} cell{'s' * (len(cells) > 1)}, {min(n_jobs, len(cells))} at a time, in {sweep_dir}", soft_wrap=True)
         with shown(len(cells), console) as show:
 
             def listen(cell: Cell, outcome: Outcome | None) -> None:
@@ -113,7 +113,7 @@ def _check_folders(cells: Sequence[Cell]) -> None:
 
 def _returned(cell: Cell, config: DictConfig, outcome: Outcome, where: str) -> JobReturn:
     """How Hydra's sweepers want to be told; a failed cell's error ends the sweep, once all cells of it have run."""
-    job = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     returned = JobReturn(
         overrides=list(cell.overrides),
         cfg=job,

@@ -27,7 +27,7 @@ COMMON = (
 
 def run(cwd, *arguments):
     environment = {key: value for key, value in os.environ.items() if key != "BIMBA_ROOT"}
-    command = [sys.executable, str(SCRIPT), "-m", *COMMON, "data.prepare.root=needle", *arguments]
+    command = [sys.executable, str(SCRIPT), "-m", *arguments, *COMMON, "data.prepare.root=needle"]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
