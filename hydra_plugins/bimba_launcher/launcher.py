@@ -58,7 +58,8 @@ class BimbaLauncher(Launcher):
         n_jobs = self.n_jobs or min(jobs_at_a_time(config, threads) for _, config in jobs)
         environment = {"OMP_NUM_THREADS": str(threads)}
         console = Console()
-        console.print(f"{len(cells)} cell{'s' * (len(cells) > 1)}, {min(n_jobs, len(cells))} at a time, in {sweep_dir}", soft_wrap=True)
+        cells_here = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
+        console.print(f"{cells_here}, {min(n_jobs, len(cells))} at a time, in {sweep_dir}", soft_wrap=True)
         with shown(len(cells), console) as show:
 
             def listen(cell: Cell, outcome: Outcome | None) -> None:
