@@ -85,7 +85,7 @@ def run_cells(
         how each ended, in their order.
 
     Raises:
-        KeyboardInterrupt, SystemExit: the sweep was asked to stop; all cells that ran have ended by then.
+        SystemExit: the sweep was asked to stop; all cells that ran have ended by then.
     """
     outcomes: dict[int, Outcome] = {}
     waiting, slots = list(range(len(cells))), list(range(jobs))
@@ -119,8 +119,6 @@ def run_cells(
                 if stop.received and outcome.status == "failed":
                     outcome = replace(outcome, status="interrupted")
                 note(numbers[one.process.pid], outcome)
-    if stop.received == signal.SIGINT:
-        raise KeyboardInterrupt
     if stop.received:
         raise SystemExit(128 + stop.received)
     return [outcomes[number] for number in range(len(cells))]

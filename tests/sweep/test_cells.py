@@ -157,4 +157,4 @@ def test_a_signal_ends_all_cells(make, tmp_path):
     lines = said.splitlines()
     assert lines[:2] == ["0 None", "1 None"]
     assert sorted(lines[2:]) == ["0 interrupted", "1 interrupted"]
-    assert sweep_process.returncode == -signal.SIGINT
+    assert sweep_process.returncode == 128 + signal.SIGINT
