@@ -6,8 +6,9 @@
     python train.py resume=outputs/train/...            goes on where that run stopped, with the same other keys
     python train.py hydra.run.dir=outputs/mine resume=auto   goes on where a run in this folder stopped, or begins one
 
-A run leaves in its folder (hydra.run.dir, by default outputs/train/<date>/<time>) ``config.yaml``, ``metrics.csv`` and
-``checkpoint/``. Nothing heavy is imported before the job runs, so ``--help`` and ``--cfg job`` answer at once.
+A run leaves in its folder (hydra.run.dir, by default outputs/train/<date>/<time>) ``config.yaml``, ``metrics.csv``,
+``checkpoint/`` and ``run.json``. Nothing heavy is imported before the job runs, so ``--help`` and ``--cfg job`` answer
+at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +30,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bimba.overrides import naming_unknown_keys
+from bimba.sweep.job import is_job_of_sweep, run_as_process
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
     import lightning as L
 
+SCRIPT = Path(__file__).resolve()
 KEYS = {"model", "data", "trainer", "optimizer", "logger", "callbacks", "paths"} | {
     "seed",
     "checkpoint",
@@ -41,11 +45,17 @@ KEYS = {"model", "data", "trainer", "optimizer", "logger", "callbacks", "paths"}
     "resume_with_changes",
     "save_frozen",
     "show_traceback",
+    "evaluate",
+    "objective",
 }
 
 
-def fit(cfg: DictConfig) -> L.Trainer:
-    """Builds everything that the configuration names, trains, and returns the trainer."""
+def fit(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer:
+    """Builds everything that the configuration names, trains, and returns the trainer.
+
+    Args:
+        more: callbacks besides those of the configuration.
+    """
     import lightning as L
     from hydra.utils import instantiate
 
@@ -71,7 +81,7 @@ def fit(cfg: DictConfig) -> L.Trainer:
     if resumed is not None:
         check_same_config(resumed, recorded(cfg), cfg.resume_with_changes)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    trainer = build_trainer(cfg)  # first: it is quick to say that there is no such accelerator
+    trainer = build_trainer(cfg, more)  # first: it is quick to say that there is no such accelerator
     settings = ModelSettings.from_node(instantiate(cfg.model, _convert_="all"))
     deal_out = partial(shard, precision=str(trainer.precision))
     if isinstance(trainer.strategy, ShardedStrategy) and cfg.checkpoint is not None:
@@ -123,14 +133,15 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def build_trainer(cfg: DictConfig) -> L.Trainer:
+def build_trainer(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer:
     """The Lightning trainer with its callbacks and loggers."""
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import Checkpoint
 
     from bimba.training.checkpointing import WholeFiles
 
-    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]  # null: without it
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    callbacks += more
     loggers = [instantiate(node) for node in cfg.logger.values()]
     saves_state = any(isinstance(callback, Checkpoint) for callback in callbacks)
     return instantiate(
@@ -236,10 +247,29 @@ def is_for_the_user(error: Exception) -> bool:
     return isinstance(error, BimbaError | HydraException | OmegaConfBaseException | MisconfigurationException)
 
 
+def run(cfg: DictConfig) -> L.Trainer:
+    """Trains, evaluates what came out of it (the key ``evaluate``), and keeps a record of both: ``run.json``."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from bimba.training.evaluations import check_evaluations, evaluate_trained, find_objective
+    from bimba.training.run_record import RunRecord
+
+    evaluate = check_evaluations(cfg.evaluate, "save" in cfg.callbacks)
+    with RunRecord(cfg.paths.run_dir, HydraConfig.get().overrides.task, evaluate) as record:
+        trainer = fit(cfg, [record])
+        record.trained(trainer)
+        if trainer.is_global_zero:
+            evaluate_trained(record, SCRIPT.with_stem("evaluate"))
+            record.write(objective=find_objective(cfg.objective, record))
+    return trainer
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
+    if is_job_of_sweep():
+        return run_as_process(SCRIPT)
     try:
-        trainer = fit(cfg)
+        trainer = run(cfg)
     except Exception as error:
         if (status := status_of_stopped(error)) is not None:
             raise SystemExit(status) from None
@@ -248,6 +278,7 @@ def main(cfg: DictConfig) -> None:
         raise SystemExit(message_of(error)) from None
     if trainer.is_global_zero:
         print(what_next(Path(cfg.paths.run_dir)))
+    return None
 
 
 if __name__ == "__main__":

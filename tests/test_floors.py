@@ -20,10 +20,10 @@ FLOORS = [
     {"bimba.types", "bimba.files"},
     {"bimba.ops"},
     {"bimba.model", "bimba.data"},
-    {"bimba.checkpoint", "bimba.overrides"},
-    {"bimba.training", "bimba.inference", "bimba.report"},
+    {"bimba.checkpoint", "bimba.overrides", "bimba.processes", "bimba.runs"},
+    {"bimba.training", "bimba.inference", "bimba.report", "bimba.sweep"},
     {"lmms_eval_plugin"},
-    {"train", "evaluate", "bimba.cli"},  # evaluate.py runs the harness with the plugin's model
+    {"train", "evaluate", "bimba.cli", "hydra_plugins"},  # evaluate.py runs the harness with the plugin's model
     {"bimba"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -56,6 +56,7 @@ def sources() -> list[Path]:
     return [
         *ROOT.glob("bimba/**/*.py"),
         *ROOT.glob("lmms_eval_plugin/**/*.py"),
+        *ROOT.glob("hydra_plugins/**/*.py"),
         ROOT / "train.py",
         ROOT / "evaluate.py",
     ]

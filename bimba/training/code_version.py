@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import platform
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,9 +13,8 @@ import lightning as L
 import torch
 import yaml
 
+from bimba.runs import git_state
 from bimba.training.reporting import dashboards
-
-log = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch", "transformers", "lightning", "peft", "hydra-core", "decord", "av", "torchcodec", "mamba-ssm",
@@ -65,24 +62,6 @@ def code_version() -> dict[str, Any]:
         "devices": devices or ["cpu"],
         "command": sys.argv,
     }
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the repository around ``folder``, whether files that git knows differ from it; None without one."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    if commit is None or changes is None:
-        return None
-    return {"commit": commit, "dirty": bool(changes)}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.info("git %s: %s; the commit is not recorded.", arguments[0], error)
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None  # installed from a wheel: there is no repository
 
 
 def _version_of(package: str) -> str | None:

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 # Keys that do not change what a run learns, or only as much as another machine would. All others must be as they were.
 _FREE = {
     "callbacks", "logger", "paths", "resume", "resume_with_changes", "save_frozen", "show_traceback",
+    "evaluate", "objective",
     "data.num_workers", "data.prepare", "model.compile",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.default_root_dir",
     "trainer.log_every_n_steps", "trainer.val_check_interval", "trainer.check_val_every_n_epoch",

@@ -15,7 +15,7 @@ from bimba.training.flops import Work, count_flops, peak_flops
 from bimba.training.reporting import PeriodicCallback, gathered, report
 from bimba.types import Batch
 
-_RATES = ("tokens", "learned_tokens", "samples", "videos", "frames", "flops")
+_RATES = ("tokens", "learned_tokens", "samples", "videos", "frames", "patch_tokens", "flops")
 
 
 class FetchTimer(Profiler):
@@ -63,6 +63,7 @@ class Throughput(PeriodicCallback):
     speed/samples_per_second
     speed/videos_per_second
     speed/frames_per_second          of videos
+    speed/patch_tokens_per_second    of these frames, which enter the compressor
     speed/mfu                        share of the devices' peak that the operations of ``bimba.training.flops`` make up;
                                      absent where the peak is unknown, as on a CPU, unless ``peak_flops`` is given
     speed/flops_per_second           these operations, of all devices
@@ -80,14 +81,27 @@ class Throughput(PeriodicCallback):
 
     Args:
         peak_flops: operations per second of one device; None: as Lightning's table says.
+
+    Attributes:
+        patch_token_rates: ``speed/patch_tokens_per_second`` of each report, of the runs that were resumed too.
+        peak_allocated_gib: the greatest ``memory/allocated_gib``.
     """
 
     def __init__(self, every_n_steps: int | None = 10, peak_flops: float | None = None):
         super().__init__(every_n_steps)
         self.peak_flops = peak_flops
         self.fetch_timer: FetchTimer | None = None
+        self.patch_token_rates: list[float] = []
+        self.peak_allocated_gib = 0.0
         self._bad_samples = 0
         self._restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"patch_token_rates": self.patch_token_rates, "peak_allocated_gib": self.peak_allocated_gib}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.patch_token_rates = list(state_dict["patch_token_rates"])
+        self.peak_allocated_gib = state_dict["peak_allocated_gib"]
 
     def _restart(self) -> None:
         self._lengths: list[Tensor] = []
@@ -126,7 +140,10 @@ class Throughput(PeriodicCallback):
             own = {**self._count(pl_module.model), "busy_s": self._busy_s, "wait_s": self.fetch_timer.waited_s}
             own |= {"all_s": perf_counter() - self._window_began_s, **_memory(device)}
             of_ranks = gathered(trainer, own)
-            report(trainer, self._metrics(of_ranks))
+            metrics = self._metrics(of_ranks)
+            self.patch_token_rates.append(metrics["speed/patch_tokens_per_second"])
+            self.peak_allocated_gib = max(self.peak_allocated_gib, metrics.get("memory/allocated_gib", 0.0))
+            report(trainer, metrics)
             self._restart()
             self.fetch_timer.waited_s = 0.0
 
@@ -152,6 +169,7 @@ class Throughput(PeriodicCallback):
             "samples": len(lengths),
             "videos": len(self._videos),
             "frames": sum(self._videos),
+            "patch_tokens": sum(self._videos) * model.config.patch_grid**2,
             "flops": count_flops(model, work),
         }
 

@@ -71,6 +71,9 @@ def test_a_run_leaves_metrics_config_and_checkpoint(finished):
     assert json.loads((run_dir / "checkpoint/config.json").read_text())["model_type"] == "bimba"
     assert "max_steps: 2" in (run_dir / "config.yaml").read_text()
     assert (run_dir / "resume/step_00000002.ckpt").is_file()
+    record = json.loads((run_dir / "run.json").read_text())
+    assert record["status"] == "finished" and record["metrics"]["train/loss"] == float(rows[-1]["train/loss"])
+    assert record["compression"] == {"frames": 8, "patch_tokens": 8 * 64, "visual_tokens": 4 * 16}
     assert {path.name for path in folder.iterdir()} == {"outputs", "needle", "tokenizer"}
 
 
