@@ -73,6 +73,7 @@ def fit(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer:
     from bimba.training.parallel import ShardedStrategy
     from bimba.training.resume import check_same_config, checkpoint_to_resume
     from bimba.training.stream import shard, to_meta
+    from bimba.training.together import ending_together
 
     check(cfg)
     quiet()
@@ -108,7 +109,8 @@ def fit(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer:
     if trainer.is_global_zero:
         log_parts(model)
         OmegaConf.save(cfg, Path(cfg.paths.run_dir) / "config.yaml", resolve=True)
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
+    with ending_together(trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
     return trainer
 
 
@@ -240,6 +242,21 @@ def status_of_stopped(error: Exception) -> int | None:
     return 128 + error.signum
 
 
+def status_of_failed(error: Exception, show_traceback: bool) -> int | None:
+    """What a process of several exits with if any of them failed, having said why if that is its own error."""
+    import traceback
+
+    from bimba.training.together import Failed
+
+    if not isinstance(error, Failed):
+        return None
+    if isinstance(own := error.error, Exception) and is_for_the_user(own) and not show_traceback:
+        print(message_of(own), file=sys.stderr)
+    elif own is not None:
+        traceback.print_exception(own)
+    return error.status
+
+
 def is_for_the_user(error: Exception) -> bool:
     """Whether an error comes from what was asked for, and not from a mistake in this code."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -272,6 +289,8 @@ def main(cfg: DictConfig) -> float | None:
         trainer = run(cfg)
     except Exception as error:
         if (status := status_of_stopped(error)) is not None:
+            raise SystemExit(status) from None
+        if (status := status_of_failed(error, cfg.show_traceback)) is not None:
             raise SystemExit(status) from None
         if cfg.show_traceback or not is_for_the_user(error):
             raise

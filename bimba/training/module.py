@@ -295,7 +295,8 @@ class BimbaModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         check_names(set(checkpoint["state_dict"]), trained, set(self.state_dict()))
-        warn_of_another_base(checkpoint.get("base", self.base), self.base)
+        if set(checkpoint["state_dict"]) < set(self.state_dict()):  # else the frozen weights are in it
+            warn_of_another_base(checkpoint.get("base", self.base), self.base)
         self._skipped, self._skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
         now = self.trainer.accumulate_grad_batches
         count_batches_anew(checkpoint["loops"], checkpoint.get("batches_per_step", now), now)

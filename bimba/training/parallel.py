@@ -22,8 +22,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bimba.types import BimbaError
-
 
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all processes.
@@ -39,10 +37,11 @@ class ShardedStrategy(ModelParallelStrategy):
         self.cpu_offload = cpu_offload
 
     def setup_environment(self) -> None:
+        if self.cpu_offload and self.root_device.type == "cuda":
+            # Parts that lie in the host's memory are exchanged there, too: norms of gradients, parts of a checkpoint.
+            self._process_group_backend = "cpu:gloo,cuda:nccl"
         # Lightning's own default, "auto", would make the processes of a machine share each matrix product instead.
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
-        if self.cpu_offload and self.root_device.type == "cpu":
-            raise BimbaError("trainer.strategy.cpu_offload=true keeps weights off a GPU, and there is none; set false.")
         super().setup_environment()
 
     @property
@@ -124,12 +123,18 @@ def deal_out(module: Any, strategy: ShardedStrategy, precision: str) -> None:
     as_they_are = MixedPrecisionPolicy(None, torch.float32)
     options: dict[str, Any] = {
         "mesh": strategy.mesh,
-        "offload_policy": CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
+        "offload_policy": _offload_policy(strategy),
         "reshard_after_forward": True,
     }
     for unit in units(module.model):
         fully_shard(unit, mp_policy=as_they_are if unit is module.model.compressor else rounded, **options)
     fully_shard(module, mp_policy=rounded, **options)  # the rest: embeddings, norms, the head
+
+
+def _offload_policy(strategy: ShardedStrategy) -> OffloadPolicy:
+    if not strategy.cpu_offload:
+        return OffloadPolicy()
+    return CPUOffloadPolicy(pin_memory=strategy.root_device.type == "cuda")  # pages are pinned for a GPU only
 
 
 def units(model: Any) -> Iterator[nn.Module]:

@@ -46,11 +46,15 @@ def half(run_dir):
 
 def run(run_dir, *arguments):
     """In processes of its own, which Lightning starts from the command that it was given."""
-    environment = {key: value for key, value in os.environ.items() if key != "BIMBA_ROOT"}
-    command = [sys.executable, str(SCRIPT), f"hydra.run.dir={run_dir}", *arguments]
-    done = subprocess.run(command, cwd=run_dir.parent, env=environment, capture_output=True, text=True)
+    done = attempt(run_dir, *arguments)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def attempt(run_dir, *arguments):
+    environment = {key: value for key, value in os.environ.items() if key != "BIMBA_ROOT"}
+    command = [sys.executable, str(SCRIPT), f"hydra.run.dir={run_dir}", *arguments]
+    return subprocess.run(command, cwd=run_dir.parent, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +114,17 @@ def test_the_number_of_processes_may_change_when_a_run_resumes(more, root, needl
     run(run_dir, *COMMON, needle, *more, f"resume='{half(one if more else two)}'")
     expected = {step: loss for step, loss in losses(one).items() if step >= HALF}
     assert losses(run_dir) == pytest.approx(expected, rel=1e-5)
+
+
+def test_when_one_process_fails_all_end_with_its_message(root, needle, one):
+    clips = sorted((root / "needle/train/videos").glob("*.mp4"))
+    whole = clips[0].read_bytes()
+    clips[0].write_bytes(whole[:100])
+    try:  # whichever process meets this clip, in the first epoch of two steps
+        few = ("trainer.max_steps=2", "data.val_samples=0", "callbacks.bad_videos.max_bad_share=0")
+        done = attempt(root / "failed", *COMMON, needle, *SHARDED, *few)
+    finally:
+        clips[0].write_bytes(whole)
+    assert done.returncode == 1
+    assert done.stderr.count("Error: 1 of the first") == 1
+    assert "Traceback" not in done.stderr
