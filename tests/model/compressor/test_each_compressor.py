@@ -79,7 +79,7 @@ def test_the_operations_of_attention_are_those_of_its_matrices(name: str) -> Non
         ({"name": "perceiver", "num_layers": 0}, "num_layers must be at least 1, received 0"),
         ({"name": "attention", "num_layers": 0}, "num_layers must be at least 1, received 0"),
         ({"name": "conv", "kernel": [3]}, r"kernel=\[3\].*expected \[frames, rows\]"),
-        ({"name": "pool", "question_conditioned": True}, "'pool' has no option question_conditioned"),
+        ({"name": "pool", "question_conditioned": True}, "'pool' cannot be conditioned"),
     ],
 )
 def test_wrong_options_are_explained(config: dict, message: str) -> None:
