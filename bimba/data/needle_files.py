@@ -22,7 +22,7 @@ from collections.abc import Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -58,10 +58,29 @@ class PlannedClip:
         return f"{self.index:06d}.mp4"
 
 
-def generate_splits(root: str | os.PathLike[str], num_clips: Mapping[str, int], **options: Any) -> None:
-    """``generate`` for each split in ``num_clips``: {"train": 4000, "test": 1200}."""
+def generate_splits(
+    root: str | os.PathLike[str],
+    num_clips: Mapping[str, int],
+    config: NeedleConfig = DEFAULT_CLIP,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> None:
+    """``generate`` for each split in ``num_clips``: {"train": 4000, "test": 1200}.
+
+    Args:
+        own: fields of ``config`` that differ in a split: {"test": {"needle_frames": [3, 6]}}.
+
+    Raises:
+        BimbaError: ``own`` names a split that is not written, or a field that a clip does not have.
+    """
+    own = own or {}
+    if unknown := sorted(set(own) - set(num_clips)):
+        raise BimbaError(f"own has {', '.join(unknown)}; expected some of the splits {', '.join(num_clips)}.")
     for split, count in num_clips.items():
-        generate(root, split, count, **options)
+        fields = dict(own.get(split, {}))
+        if unknown := sorted(set(fields) - set(asdict(config))):
+            raise BimbaError(f"own.{split} has {', '.join(unknown)}; expected some of {', '.join(asdict(config))}.")
+        generate(root, split, count, replace(config, **fields), **options)
 
 
 def generate(

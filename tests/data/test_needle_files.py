@@ -280,3 +280,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_bad_arguments(tmp_path, changes, message):
     with pytest.raises(BimbaError, match=message):
         write(tmp_path, **changes)
+
+
+def test_a_split_may_have_clips_of_its_own(tmp_path):
+    clip = replace(TINY_CLIP, needle_frames=(3, 3))
+    generate_splits(tmp_path, {"train": 1, "test": 1}, clip, own={"test": {"needle_frames": [2, 2]}}, workers=1)
+    for split, length in (("train", 3), ("test", 2)):
+        rows = json.loads((tmp_path / split / "annotations.json").read_text())
+        assert {needle["length"] for row in rows for needle in row["needles"]} == {length}
+    with pytest.raises(BimbaError, match="own has val; expected some of the splits train"):
+        generate_splits(tmp_path, {"train": 1}, TINY_CLIP, own={"val": {}})
+    with pytest.raises(BimbaError, match=r"own\.train has colour; expected some of num_video_frames"):
+        generate_splits(tmp_path, {"train": 1}, TINY_CLIP, own={"train": {"colour": 1}})
