@@ -1,0 +1,40 @@
+"""``bimba egoschema-submission``: an evaluation's answers as a file for Kaggle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bimba.cli.common import Commands
+from bimba.types import BimbaError
+
+
+def add(commands: Commands) -> list[argparse.ArgumentParser]:
+    submission = commands.add_parser(
+        "egoschema-submission",
+        help="answers of EgoSchema as the file for Kaggle",
+        description="Writes the answers of an evaluation as q_uid,answer with answers 0 to 4. Sends nothing.",
+        epilog="example: bimba egoschema-submission outputs/evaluate/.../samples/bimba_egoschema.json submission.csv",
+    )
+    submission.add_argument("samples", metavar="SAMPLES", help="the samples of the evaluation (.jsonl or .json)")
+    submission.add_argument("destination", metavar="CSV", help="file to write")
+    submission.set_defaults(run=run)
+    return [submission]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from lmms_eval_plugin.tasks.bimba_egoschema.submission import (
+        FULL_SET,
+        NO_ANSWER,
+        read_predictions,
+        write_submission,
+    )
+
+    destination = Path(arguments.destination)
+    if destination.suffix != ".csv":
+        raise BimbaError(f"The submission is to be {destination}; expected a name that ends in .csv.")
+    predictions = read_predictions(Path(arguments.samples))
+    write_submission(destination, predictions)
+    unread = sum(index == NO_ANSWER for index in predictions.values())
+    print(f"{len(predictions)} of {FULL_SET} answers are in {destination}; {unread} were no letter: {NO_ANSWER}.")
+    return 0
