@@ -23,8 +23,8 @@ FLOORS = [
     {"bimba.checkpoint", "bimba.overrides", "bimba.processes", "bimba.runs"},
     {"bimba.training", "bimba.inference", "bimba.report", "bimba.sweep"},
     {"lmms_eval_plugin"},
-    {"train", "evaluate", "bimba.cli", "bimba.__main__", "hydra_plugins"},  # evaluate.py runs the harness with the plugin's model
-    {"bimba"},
+    {"train", "evaluate", "bimba.cli", "hydra_plugins"},  # evaluate.py runs the harness with the plugin's model
+    {"bimba", "bimba.__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
