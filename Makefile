@@ -24,8 +24,8 @@ demo: setup ## train a small BIMBA on long needle videos and score it before and
 	$(BIN)/python evaluate.py checkpoint=outputs/demo/train/checkpoint output_dir=outputs/demo/after
 	$(BIN)/python -m bimba.report.demo --before outputs/demo/before --after outputs/demo/after --out outputs/demo/summary.json
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+test: setup ## run the tests, on up to four cores; one file's tests share what they set up, so they stay together
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .
