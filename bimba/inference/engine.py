@@ -197,9 +197,16 @@ class VideoQA:
         return Loaded(pixel_values, are_tokens=False, is_short=frames.num_total < key.num_frames)
 
     def loaded_bytes(self, key: VideoKey) -> int:
-        """The most memory that the result of :meth:`load` takes."""
-        side = self.processor.image_processor.size
-        return 4 * 3 * key.num_frames * int(side["height"]) * int(side["width"])
+        """The most memory that the result of :meth:`load` takes: pixels, or tokens of the store if more."""
+        side, config = self.processor.image_processor.size, self.model.config
+        pixels = 4 * 3 * key.num_frames * int(side["height"]) * int(side["width"])
+        if self.store is None:
+            return pixels
+        if self.model.question_conditioned:
+            num_tokens = key.num_frames * config.patch_grid**2
+        else:
+            num_tokens = self.processor.num_video_tokens(key.num_frames)
+        return max(pixels, num_tokens * int(config.text_config.hidden_size) * self.model.dtype.itemsize)
 
     def make_room(self, num_bytes: int) -> int:
         """Forgets cached videos until so many bytes of decoded ones fit beside the others.

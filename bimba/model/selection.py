@@ -251,17 +251,25 @@ def _watched(block: MambaBlock, call: dict[str, Any], layer: dict[str, Any]) -> 
     if batch != 1:
         raise BimbaError(f"A selection map is made of one video at a time, received a batch of {batch}.")
     tokens, queries = layer["tokens"].detach(), layer["queries"].detach()
-    question = call.get("question")
-    length = 0 if question is None else question.shape[1]
+    before, behind = _question_around(tokens, call.get("question"))
+    of_video = tokens.shape[1] - before - behind
     frames = torch.arange(num_frames)
-    while len(frames) > 1 and tokens.shape[1] < len(frames) * H * W:
+    while len(frames) > 1 and of_video < len(frames) * H * W:
         frames = frames[::2]  # as multi_scale drops them
-    around = tokens.shape[1] - len(frames) * H * W  # the question stands in front, or at both ends
-    if around not in (0, length, 2 * length):
+    if of_video != len(frames) * H * W:
         raise BimbaError(
-            f"The compressor's last layer has {tokens.shape[1]} tokens of {num_frames} frames of {H} x {W} and a "
-            f"question of {length}; a selection map cannot tell where they lie."
+            f"The compressor's last layer has {of_video} tokens of {num_frames} frames of {H} x {W}, without the "
+            f"{before + behind} of a question around them; a selection map cannot tell where they lie."
         )
     query_grid = (call["queries"].shape[1], call["queries"].shape[2])
-    before, grid = min(around, length), (len(frames), H, W)
+    grid = (len(frames), H, W)
     return Watched(block, tokens, queries, layer["query_index"], before, grid, frames, query_grid)
+
+
+def _question_around(tokens: Tensor, question: Tensor | None) -> tuple[int, int]:
+    """How many tokens of a layer's (1, S, C) are the question in front, and how many the question behind."""
+    if question is None:
+        return 0, 0
+    words, length = question.to(tokens.dtype), question.shape[1]
+    before = length if torch.equal(tokens[:, :length], words) else 0
+    return before, length if torch.equal(tokens[:, tokens.shape[1] - length :], words) else 0

@@ -164,6 +164,15 @@ def ask_as_in(recipe: Recipe, model: BimbaForConditionalGeneration, processor: B
 
 def _arrange(model: BimbaForConditionalGeneration, settings: ModelSettings) -> None:
     """How the layers run: what they keep for the backward pass, and whether they are compiled."""
+    pooling, reduction = settings.config.get("temporal_pooling"), settings.reduction
+    if reduction is not None and pooling not in (None, reduction[0]):
+        log.info(
+            "model.config.temporal_pooling=%d is not read: one query stands for %d frame(s), as "
+            "model.compressor.reduction=[%d,%d] says",
+            pooling,
+            reduction[0],
+            *reduction,
+        )
     if settings.gradient_checkpointing:
         enable_checkpointing(model, settings)
     if settings.compile:

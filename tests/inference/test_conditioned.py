@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import NUM_FRAMES, conditioned_model
+from tiny_checkpoint import NUM_FRAMES, conditioned_model, tiny_model
 
 import bimba.inference.engine as engine_module
 from bimba.data.dataset import VideoQADataset
@@ -96,6 +96,16 @@ def test_many_questions_alone_in_a_batch_and_from_the_store(parts, video_file, c
         assert together == alone
         assert calls == expected_calls
         assert work.answered == 4
+
+
+@pytest.mark.parametrize("make", [conditioned_model, tiny_model])
+def test_what_the_store_holds_has_room_when_it_is_read_ahead(make, video_file, tmp_path, monkeypatch) -> None:
+    engine = VideoQA(*make(), store=TokenStore(tmp_path))
+    key = engine.identify(video_file)
+    assert engine.loaded_bytes(key) >= engine.load(key).values.nbytes
+    engine.encode(video_file)
+    monkeypatch.setattr(engine.processor.image_processor, "size", {"height": 1, "width": 1})  # as with large models
+    assert engine.loaded_bytes(key) == engine.store.get(engine._stored_name(key))[0].nbytes
 
 
 @pytest.mark.parametrize("options", [None, OPTIONS])

@@ -95,6 +95,25 @@ def test_a_question_around_the_video(at_both_ends):
     assert selected.total.sum(0).nonzero().tolist() == [[1, 2, 0]]
 
 
+@pytest.mark.parametrize("length", [1, 6, 12, 40])
+def test_a_question_of_any_length_around_fewer_frames(length):
+    """Two frames are left for the second layer; 6 words are a frame, 12 are two, and 40 are more than the video."""
+    made = compressor(num_layers=2, question_conditioned=True)
+    seen, _ = watched(made, *media(), torch.randn(1, length, C))
+    assert (seen.before, seen.frames.tolist()) == (length, [0, 2])
+    assert seen.tokens.shape[1] == 2 * length + 2 * GRID[1] * GRID[2]
+
+
+@pytest.mark.parametrize(("num_layers", "differs"), [(1, False), (2, True)])
+def test_a_question_changes_what_is_selected_from_two_layers_on(num_layers, differs):
+    made = compressor(num_layers=num_layers, question_conditioned=True)
+    one, other = (
+        selection_map(watched(made, *media(T=8), torch.full((1, 5, C), value))[0]).per_query[:, :, 1:-1]
+        for value in (-1.0, 1.0)
+    )  # without the first and the last frame, which the convolution sees together with the question
+    assert torch.allclose(one, other, rtol=1e-4, atol=1e-6) != differs
+
+
 def test_a_selection_of_queries_and_the_mean_of_all():
     seen, _ = watched(compressor(), *media())
     everything = selection_map(seen)

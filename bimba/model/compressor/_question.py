@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def warn_of_one_layer() -> None:
+    """Logs, once in a process, what a question cannot do to a compressor of one layer.
+
+    What a token adds to a query depends on these two, and neither has read the question before the only layer: it adds
+    to the query by itself, and attention divides by a larger sum.
+    """
+    log.warning(
+        "The compressor has question_conditioned=true and num_layers=1: the question adds to what the queries hold, "
+        "but which tokens of the video are selected is the same for every question. Use "
+        "model.compressor.num_layers=2 to have it depend on the question (docs/compressors.md)."
+    )
 
 
 class Led(NamedTuple):

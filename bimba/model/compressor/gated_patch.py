@@ -48,6 +48,8 @@ class GatedPatchCompressor(MambaCompressor):
         norm: RMSNorm in front of each mixer, and of the last matrix.
     """
 
+    selects_behind_layers = True  # an anchor weighs its patches when it has read the question
+
     def __init__(
         self,
         hidden_size: int,
@@ -145,10 +147,8 @@ def _runs(bounds: list[int], num_weights: int, device: torch.device) -> tuple[Te
     patch = torch.arange(bounds[-1], device=device)
     run = torch.searchsorted(ends, patch, right=True)  # (s,)
     starts = torch.tensor(bounds[:-1], device=device)
-    place = (patch - starts[run] + 0.5) / (ends - starts)[
-        run
-    ] * num_weights - 0.5  # in weights, 0 is the first's middle
-    place = place.clamp(0, num_weights - 1)
+    share = (patch - starts[run] + 0.5) / (ends - starts)[run]
+    place = (share * num_weights - 0.5).clamp(0, num_weights - 1)  # in weights, 0 is the first's middle
     weight = torch.arange(num_weights, device=device)
     is_own = run == torch.arange(len(ends), device=device)[:, None]
     return is_own, (1 - (place - weight[:, None]).abs()).clamp(min=0)

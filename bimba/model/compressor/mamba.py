@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bimba.model.attention import AttentionMixer
 from bimba.model.block import MambaBlock, Mixer
 from bimba.model.compressor._base import Compressor, Product
-from bimba.model.compressor._question import Led, lead
+from bimba.model.compressor._question import Led, lead, warn_of_one_layer
 from bimba.model.mamba import MambaMixer
 from bimba.ops import deinterleave, queries_before, query_positions
 from bimba.types import BimbaError
@@ -44,8 +44,11 @@ class MambaCompressor(Compressor):
             once; "auto": pieces of 4,096 if there are more than ``STREAM_ABOVE`` positions, or without gradients on a
             CPU more than ``STREAM_INFERENCE_ABOVE``.
         question_conditioned: the embedded question leads the sequence of every layer, in each direction, so that what
-            the scans keep depends on what is asked.
+            the scans keep depends on what is asked. With one layer the question adds to what queries hold, but does
+            not change which tokens are selected; that takes two.
     """
+
+    selects_behind_layers: ClassVar[bool] = False  # a subclass does: with one layer, too, it selects by the question
 
     def __init__(
         self,
@@ -78,6 +81,8 @@ class MambaCompressor(Compressor):
             )
         if num_layers < 1:
             raise BimbaError(f"compressor option num_layers must be at least 1, received {num_layers}.")
+        if question_conditioned and num_layers == 1 and not self.selects_behind_layers:
+            warn_of_one_layer()
         self.query_position = query_position
         self.mixer = mixer
         self.chunk_tokens = chunk_tokens

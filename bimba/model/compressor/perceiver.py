@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bimba.model.compressor._attending import AttentionLayer, Positions
 from bimba.model.compressor._base import Compressor, Product
+from bimba.model.compressor._question import warn_of_one_layer
 from bimba.model.queries import query_sides
 from bimba.types import BimbaError
 
@@ -39,6 +40,8 @@ class PerceiverCompressor(Compressor):
             raise BimbaError(f"compressor option queries={queries!r} is unknown; choose one of: pooled, learned.")
         if num_layers < 1:
             raise BimbaError(f"compressor option num_layers must be at least 1, received {num_layers}.")
+        if question_conditioned and num_layers == 1:
+            warn_of_one_layer()
         self.positions = Positions(hidden_size)
         self.latents = Positions(hidden_size, bias=True) if queries == "learned" else None
         self.layers = nn.ModuleList(AttentionLayer(hidden_size, expand) for _ in range(num_layers))

@@ -17,7 +17,8 @@ class PoolCompressor(Compressor):
 
     Args:
         mode: "bilinear": the queries, which are pooled so already (LLaVA-Video); "average": the mean of the tokens in
-            each query's cell. They differ where a frame has an odd number of rows, or 4 and more of them in a query.
+            each query's cell. They differ where a frame has an odd number of rows, or 4 and more of them in a query,
+            and where frames are left that fill no group.
     """
 
     def __init__(self, hidden_size: int, mode: Literal["bilinear", "average"] = "bilinear") -> None:
@@ -29,7 +30,8 @@ class PoolCompressor(Compressor):
     def forward(self, space_time_tokens: Tensor, queries: Tensor, question: Tensor | None = None) -> Tensor:
         """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in the queries' dtype.
 
-        "average" takes T // T' frames for each of the T' frames of queries, from the first on.
+        "average" takes T // T' frames for each of the T' frames of queries, from the first on; so 5 of 10 frames where
+        the queries are of 4 each.
         """
         self.check(space_time_tokens, queries, question)
         if self.mode == "bilinear":

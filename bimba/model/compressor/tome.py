@@ -10,7 +10,7 @@ from bimba.model.compressor._base import Compressor
 
 
 class ToMeCompressor(Compressor):
-    """Bipartite soft matching within the T // T' frames that one frame of queries stands for. Nothing is learned.
+    """Bipartite soft matching within T // T' frames for each frame of queries. Nothing is learned.
 
     A round deals the tokens of a group out in turn, even ones and odd ones; each even one knows the odd one most like
     it (cosine), and the pairs most alike merge, as means weighted by how many tokens each already stands for. A round
@@ -24,7 +24,8 @@ class ToMeCompressor(Compressor):
     def forward(self, space_time_tokens: Tensor, queries: Tensor, question: Tensor | None = None) -> Tensor:
         """(B, T, H, W, C), (B, T', Q', C) -> (B, T', Q', C) in their dtype; of the queries only the shape counts.
 
-        Frames that fill no group are left out, as they are of the queries.
+        Frames that fill no group of T // T' are left out. Where T is no multiple of the frames that one query stands
+        for, these are more than it averaged: 5 each of 10 frames in groups of 4.
         """
         self.check(space_time_tokens, queries, question)
         groups, num_queries = queries.shape[1:3]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bimba.model.compressor import MambaCompressor, build_compressor, complete, what_it_computes
+from bimba.model.compressor._question import warn_of_one_layer
 from bimba.types import BimbaError
 
 HIDDEN, P = 16, 5
@@ -90,6 +91,27 @@ def test_what_is_kept_depends_on_what_is_asked(options: dict[str, Any]) -> None:
             compressor(tokens[:1], queries[:1], question[:1]), compressor(tokens, queries, question)[:1]
         )
     assert change.amax(dim=-1).gt(1e-4).all()  # at every query
+
+
+@pytest.mark.parametrize(
+    ("config", "warns"),
+    [
+        *(({"name": name}, True) for name in ("mamba", "mamba2", "attention", "perceiver")),
+        ({"name": "mamba", "num_layers": 2}, False),
+        ({"name": "mamba", "question_conditioned": False}, False),
+        ({"name": "gated_patch"}, False),
+    ],
+    ids=str,
+)
+def test_one_layer_that_cannot_select_by_the_question_says_so_once(
+    config: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_one_layer.cache_clear()
+    for _ in range(2):
+        build_compressor({"question_conditioned": True, **config}, HIDDEN)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == warns
+    assert all("model.compressor.num_layers=2" in message for message in said)
 
 
 def test_a_fresh_one_returns_its_queries_and_has_the_weights_of_one_without() -> None:

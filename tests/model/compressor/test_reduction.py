@@ -140,7 +140,10 @@ def test_the_originals_layout_holds_the_published_rows_only(saved: Any, tmp_path
 
 
 @pytest.mark.parametrize("from_checkpoint", [True, False])
-def test_a_training_gets_what_the_compressor_says(saved: Any, from_checkpoint: bool) -> None:
+def test_a_training_gets_what_the_compressor_says(
+    saved: Any, from_checkpoint: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="bimba.training.build")
     settings = ModelSettings(
         base=None,
         tokenizer="bimba-tiny",
@@ -153,5 +156,10 @@ def test_a_training_gets_what_the_compressor_says(saved: Any, from_checkpoint: b
     )
     model, processor = build_model(settings, str(saved) if from_checkpoint else None)
     assert model.config.reduction == tuple(processor.reduction) == reduction_of(settings.compressor) == (2, 2)
+    unread = [record.getMessage() for record in caplog.records if "temporal_pooling" in record.getMessage()]
+    pooling = settings.config["temporal_pooling"]
+    assert [message.partition(",")[0] for message in unread] == [
+        f"model.config.temporal_pooling={pooling} is not read: one query stands for 2 frame(s)"
+    ]
     side = model.config.vision_config.image_size
     assert len(model.encode_video(torch.randn(4, 3, side, side))) == processor.num_video_tokens(4)
