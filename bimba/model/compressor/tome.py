@@ -41,8 +41,9 @@ class ToMeCompressor(Compressor):
 def merge(x: Tensor, sizes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(G, n, C), (G, n) -> (G, n - count, C), (G, n - count): one round. ``count`` is at most n // 2."""
     even, odd = x[:, ::2], x[:, 1::2]
-    with torch.no_grad():  # which tokens merge has no gradient; what they become does
-        alike = F.normalize(even, dim=-1) @ F.normalize(odd, dim=-1).mT  # (G, evens, odds)
+    # Which tokens merge has no gradient; what they become does. In float32: 16 bits would take other pairs.
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        alike = F.normalize(even.float(), dim=-1) @ F.normalize(odd.float(), dim=-1).mT  # (G, evens, odds)
         best, partner = alike.max(dim=-1)
         order = best.argsort(dim=-1, descending=True, stable=True)
         going, staying = order[:, :count], order[:, count:].sort(dim=-1).values
