@@ -52,7 +52,8 @@ class RunRecord(L.Callback):
     error               what ended a failed run; or null
     ==================  ================================================================================================
 
-    Only the first process writes, and as long as the context lasts no other run's may in this folder. ``train_seconds`` goes into the files of ``resume/`` with the weights it belongs to.
+    Only the first process writes, and as long as the context lasts no other run begins in this folder: it raises
+    ``BimbaError``. ``train_seconds`` goes into the files of ``resume/`` with the weights it belongs to.
 
     Args:
         run_dir: of the run.

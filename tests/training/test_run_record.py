@@ -152,8 +152,8 @@ def test_a_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
     for seed in (1, 2):  # one after the other
         with RunRecord(tmp_path, [f"seed={seed}"]):
             pass
-    holder = "import sys, pathlib; from bimba.runs import lock_of_run\n"
-    holder += "lock = lock_of_run(pathlib.Path(sys.argv[1])); lock.acquire(timeout=0); print('held', flush=True); input()"
+    holder = "import sys, pathlib; from bimba.runs import lock_of_run; lock = lock_of_run(pathlib.Path(sys.argv[1]))\n"
+    holder += "lock.acquire(timeout=0); print('held', flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], text=True, **pipes) as other:
         assert other.stdout.readline() == "held\n"
