@@ -30,7 +30,7 @@ def evaluate_script():
 
 @pytest.fixture
 def train_config(monkeypatch, tmp_path):
-    """Composes conf/train.yaml with overrides, as ``python train.py OVERRIDES`` does; by default to run in ``tmp_path``."""
+    """Composes conf/train.yaml as ``python train.py OVERRIDES`` does, for a run in ``tmp_path`` or another folder."""
 
     def compose_train(*overrides, run_dir=tmp_path):
         cfg = compose("train", [f"hydra.run.dir={run_dir}", *overrides], return_hydra_config=True)
