@@ -271,7 +271,7 @@ def run(cfg: DictConfig) -> L.Trainer:
     from bimba.training.evaluations import check_evaluations, evaluate_trained, find_objective
     from bimba.training.run_record import RunRecord
 
-    evaluate = check_evaluations(cfg.evaluate, "save" in cfg.callbacks)
+    evaluate = check_evaluations(cfg.evaluate, cfg.callbacks.get("save") is not None)
     with RunRecord(cfg.paths.run_dir, HydraConfig.get().overrides.task, evaluate) as record:
         trainer = fit(cfg, [record])
         record.trained(trainer)

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
@@ -21,6 +23,12 @@ def read_run(run_dir: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def lock_of_run(run_dir: Path) -> FileLock:
+    """Held by the process that trains in a folder; the system lets go of it when that process ends, however."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return FileLock(run_dir / "run.lock")
 
 
 def write_json(path: Path, content: Any) -> None:

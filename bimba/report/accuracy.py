@@ -37,8 +37,8 @@ def wilson_interval(correct: float, n: float, z: float = Z_95) -> tuple[float, f
     p = correct / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half_width = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At 0 and n right answers a bound is exactly 0 or 1; without the clamp rounding leaves it 1e-18 outside.
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+    # At 0 and n right answers a bound is exactly 0 or 1, from which rounding leaves it 1e-16 away, on either side.
+    return 0.0 if p == 0 else max(0.0, centre - half_width), 1.0 if p == 1 else min(1.0, centre + half_width)
 
 
 def score(task: str, correct: int, n: int, chance: float) -> TaskScore:

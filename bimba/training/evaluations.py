@@ -64,9 +64,11 @@ def evaluate_trained(record: RunRecord, script: Path) -> None:
 
 
 def _already(record: RunRecord, name: str, folder: Path) -> float | None:
-    """How long it took, if it is there, and is of the weights as they are."""
+    """How long it took, if it is there, and is of the weights as they are: this process has trained nothing."""
     earlier = record.earlier
-    if earlier is None or not (folder / "summary.json").is_file() or earlier.get("steps") != record.values["steps"]:
+    if record.has_stepped or earlier is None or not (folder / "summary.json").is_file():
+        return None
+    if earlier.get("steps") != record.values["steps"]:
         return None
     if earlier.get("evaluate", {}).get(name) != record.evaluate[name]:
         return None

@@ -14,14 +14,17 @@ from typing import Any
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from bimba.processes import peak_memory_mib
-from bimba.runs import RUN_FILE, read_run, write_json
+from bimba.runs import RUN_FILE, lock_of_run, read_run, write_json
 from bimba.training.code_version import code_version
 from bimba.training.throughput import Throughput
 from bimba.training.trainable import count_parts
-from bimba.types import user_error
+from bimba.types import BimbaError, user_error
+
+LOCK_WAIT_S = 10.0  # data workers outlive a process that was killed by some seconds, and hold its lock
 
 
 class RunRecord(L.Callback):
@@ -49,7 +52,8 @@ class RunRecord(L.Callback):
     error               what ended a failed run; or null
     ==================  ================================================================================================
 
-    Only the first process writes. ``train_seconds`` goes into the files of ``resume/`` with the weights it belongs to.
+    Only the first process writes, and as long as the context lasts no other run begins in this folder: it raises
+    ``BimbaError``. ``train_seconds`` goes into the files of ``resume/`` with the weights it belongs to.
 
     Args:
         run_dir: of the run.
@@ -60,7 +64,9 @@ class RunRecord(L.Callback):
     def __init__(self, run_dir: str | Path, overrides: Sequence[str], evaluate: dict[str, list[str]] | None = None):
         self.path = Path(run_dir) / RUN_FILE
         self.evaluate = evaluate or {}
-        self.earlier = read_run(self.path.parent)
+        self.earlier: dict[str, Any] | None = None  # what run.json said before
+        self.has_stepped = False  # whether this process has changed the weights
+        self._lock = lock_of_run(self.path.parent)
         self._before_s = 0.0  # trained by the processes that this one goes on from
         self._began_s: float | None = None
         self.values: dict[str, Any] = {
@@ -84,6 +90,9 @@ class RunRecord(L.Callback):
         }
 
     def __enter__(self) -> RunRecord:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            _take(self._lock, self.path.parent)
+        self.earlier = read_run(self.path.parent)
         self.write()
         return self
 
@@ -94,6 +103,7 @@ class RunRecord(L.Callback):
             train_seconds=round(self.train_seconds, 3),
             peak_memory_mib=round(peak_memory_mib(), 1),
         )
+        self._lock.release()
 
     def write(self, **values: Any) -> None:
         """Notes values, and replaces the file."""
@@ -109,6 +119,9 @@ class RunRecord(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began_s = perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.has_stepped = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._before_s, self._began_s = self.train_seconds, None
@@ -146,6 +159,17 @@ class RunRecord(L.Callback):
         """Of the process that made the last step, where this one had nothing to train."""
         earlier = self.earlier or {}
         return dict(earlier.get("metrics", {})) if earlier.get("steps") == steps else {}
+
+
+def _take(lock: FileLock, run_dir: Path) -> None:
+    """Raises ``BimbaError`` where another process has the lock, such as a cell whose sweep was killed."""
+    try:
+        lock.acquire(timeout=LOCK_WAIT_S)
+    except Timeout:
+        raise BimbaError(
+            f"{run_dir} is in use by another process, which trains or evaluates there; wait for its end, end it, or "
+            "give another hydra.run.dir."
+        ) from None
 
 
 def _gpu_peak_memory_mib(trainer: L.Trainer, found: Sequence[Throughput]) -> float | None:

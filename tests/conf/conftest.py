@@ -30,11 +30,11 @@ def evaluate_script():
 
 @pytest.fixture
 def train_config(monkeypatch, tmp_path):
-    """Composes conf/train.yaml with overrides, as ``python train.py OVERRIDES`` does, for a run in ``tmp_path``."""
+    """Composes conf/train.yaml as ``python train.py OVERRIDES`` does, for a run in ``tmp_path`` or another folder."""
 
-    def compose_train(*overrides):
-        cfg = compose("train", [f"hydra.run.dir={tmp_path}", *overrides], return_hydra_config=True)
-        cfg.hydra.runtime.output_dir = str(tmp_path)
+    def compose_train(*overrides, run_dir=tmp_path):
+        cfg = compose("train", [f"hydra.run.dir={run_dir}", *overrides], return_hydra_config=True)
+        cfg.hydra.runtime.output_dir = str(run_dir)
         HydraConfig.instance().set_config(cfg)
         job = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
         OmegaConf.set_struct(job, True)

@@ -160,6 +160,11 @@ def test_what_the_user_got_wrong_is_one_message(overrides, message, train_config
     assert message in stop.value.code
 
 
+def test_evaluations_without_the_callback_that_saves_are_refused_before_training(train_config, train_script):
+    with pytest.raises(SystemExit, match="evaluate needs the checkpoint that callbacks.save writes"):
+        train_script.main(train_config("callbacks.save=null", "+evaluate.test=['benchmark=needle']"))
+
+
 def test_the_trace_can_be_asked_for(train_config, train_script):
     with pytest.raises(BimbaError):
         train_script.main(train_config("checkpoint=nowhere", "show_traceback=true"))

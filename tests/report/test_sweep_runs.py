@@ -122,6 +122,17 @@ def test_a_cell_is_compared_with_the_default_that_has_its_compressor(tmp_path):
     assert shared_changes([mamba, longer], defaults) == [steps]
 
 
+def test_a_node_that_became_null_and_an_empty_one_that_was_filled_are_one_line_each(tmp_path):
+    defaults, _ = defaults_of(["pool"])
+    config = {key: value for key, value in defaults["pool"].items() if not key.startswith("callbacks.predictions.")}
+    del config["data.prepare.own"]
+    config |= {"callbacks.predictions": None, "data.prepare.own.test.needle_frames": [3, 6]}
+    assert sorted(changes_of(Cell("a", tmp_path, FINISHED, config=config), defaults)) == [
+        ("callbacks.predictions", "(none)", "null"),
+        ("data.prepare.own.test.needle_frames", "(none)", "[3, 6]"),
+    ]
+
+
 def test_a_compressor_that_conf_has_not_is_said_to_be_compared_with_nothing():
     defaults, remark = defaults_of(["no_such"])
     assert defaults == {} and "conf/model/compressor has no no_such" in remark

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra.utils import instantiate
 
 APP = """
 import os, pathlib, time
@@ -88,6 +89,35 @@ def test_each_cell_is_one_process_and_a_failed_one_does_not_stop_the_others(laun
     if launcher in ("bimba", "basic"):  # ours, and what all others call
         app("x=1,3,2", "same=5", f"hydra/launcher={launcher}")
         assert processes(tmp_path) == {"x=1": 1, "x=2": 1, "x=3": 2}
+
+
+def test_what_slurm_is_asked_for(monkeypatch, tmp_path):
+    """The script that submitit would hand to sbatch, as conf/hydra/launcher/slurm.yaml and the command line say."""
+    import submitit
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    keys = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=2")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("train", [*keys, f"hydra.sweep.dir={tmp_path}"], return_hydra_config=True)
+    scripts = []
+
+    def submitted(executor, *_, **__):
+        scripts.append(executor._executor._make_submission_file_text("command", "0"))
+        assert executor._executor.max_num_timeout == 20
+        return []
+
+    monkeypatch.setattr("shutil.which", lambda name: name)  # srun, of which there is none here
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", submitted)
+    launcher = instantiate(config.hydra.launcher)
+    launcher.setup(hydra_context=None, task_function=None, config=config)
+    launcher.launch([["x=1"], ["x=2"]], 0)
+    (script,) = scripts
+    asked = dict(line.removeprefix("#SBATCH --").split("=", 1) for line in script.splitlines() if "#SBATCH" in line)
+    assert asked["output"] == f"{tmp_path}/submitit/%j/%j_0_log.out"
+    wanted = {"partition": "gpu", "nodes": "1", "ntasks-per-node": "1", "gpus-per-node": "2", "cpus-per-task": "8"}
+    assert asked.items() >= {**wanted, "mem": "64GB", "time": "1440"}.items()
 
 
 def test_the_parent_imports_no_torch_and_prints_a_table(app, tmp_path):

@@ -19,6 +19,7 @@ COMMON = (
     "data.batch_size=1",
     "data.num_workers=0",
     "data.val_samples=0",
+    "callbacks.needle_probe=null",
     "trainer=fsdp",
     "trainer.accelerator=cpu",
     "trainer.devices=2",
@@ -40,9 +41,10 @@ def trainings(cell):
     return (cell / "output.log").read_text().count("What is trained:")
 
 
-# Three compressors, of which there is none by the third's name.
-SWEEP = ("--config-dir", "mine", "model/compressor=mamba,pool,missing", "hydra.sweep.dir=out")
-CELLS = {"compressor=mamba": "finished", "compressor=pool": "finished", "compressor=missing": "failed"}
+COMPRESSORS = ("mamba", "pool", "conv")
+# And one that fails: there is no compressor of this name.
+SWEEP = ("--config-dir", "mine", f"model/compressor={','.join(COMPRESSORS)},missing", "hydra.sweep.dir=out")
+CELLS = {**{f"compressor={name}": "finished" for name in COMPRESSORS}, "compressor=missing": "failed"}
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +75,18 @@ def test_every_cell_is_run_once_in_its_folder_by_two_processes(folder, swept):
 
 def test_a_failed_cell_is_in_the_exit_code(folder, swept):
     assert swept.returncode == 1
-    assert "1 of 3 cells failed" in swept.stderr and "Traceback" not in swept.stderr
+    assert "1 of 4 cells failed" in swept.stderr and "Traceback" not in swept.stderr
     assert "is no compressor" in entries(folder / "out")["compressor=missing"]["error"]
 
 
 def test_again_is_what_is_missing(folder, swept):
-    """One cell, as a killed process leaves it, goes on from its checkpoint; the other is not run again."""
-    killed, kept = (folder / "out" / f"compressor={name}" for name in ("mamba", "pool"))
+    """One cell, as a killed process leaves it, goes on from its checkpoint; the others are not run again."""
+    killed, *kept = (folder / "out" / f"compressor={name}" for name in COMPRESSORS)
     values = json.loads((killed / "run.json").read_text())
     (killed / "run.json").write_text(json.dumps({**values, "status": "running"}))
-    run(folder, *SWEEP)
-    assert trainings(kept) == 1 and trainings(killed) == 2
+    done = run(folder, f"model/compressor={','.join(COMPRESSORS)}", "hydra.sweep.dir=out")
+    assert done.returncode == 0, done.stderr
+    assert [trainings(cell) for cell in (killed, *kept)] == [2, 1, 1]
     assert "resume=auto: going on from" in (killed / "output.log").read_text()
     assert {name: entry["status"] for name, entry in entries(folder / "out").items()} == CELLS
     again = json.loads((killed / "run.json").read_text())

@@ -8,6 +8,7 @@ import pytest
 
 from bimba.processes import peak_memory_mib
 from bimba.runs import read_run
+from bimba.training import run_record
 from bimba.training.evaluations import check_evaluations, evaluate_trained, find_objective
 from bimba.training.run_record import RunRecord
 from bimba.training.throughput import Throughput
@@ -36,8 +37,8 @@ def script(tmp_path):
     return path
 
 
-def fit(run_dir, steps=4, resume=None, evaluate=None):
-    """A run of which run.json is kept; only its training."""
+def fit(run_dir, steps=4, resume=None, evaluate=None, script=None):
+    """A run of which run.json is kept; its training, and its evaluations if a script is given."""
     record = RunRecord(run_dir, ["seed=1"], evaluate)
     module = tiny_module()
     trainer = tiny_trainer(run_dir, steps, [Throughput(2), record], resume)
@@ -45,6 +46,8 @@ def fit(run_dir, steps=4, resume=None, evaluate=None):
         trainer.fit(module, FakeData(module.processor), ckpt_path=resume, weights_only=True)
         record.trained(trainer)
         trainer.save_checkpoint(run_dir / "state.ckpt")
+        if script is not None:
+            evaluate_trained(record, script)
     return record, module, trainer
 
 
@@ -136,6 +139,30 @@ def test_other_weights_and_other_arguments_are_evaluated_anew(change, tmp_path, 
             record.write(steps=number if change == "steps" else 0)
             evaluate_trained(record, script)
     assert len(calls(tmp_path)) == 2
+
+
+def test_weights_that_were_trained_anew_in_the_same_steps_are_evaluated_anew(tmp_path, script):
+    for resume, evaluated in ((None, 1), (None, 2), (tmp_path / "state.ckpt", 2)):
+        fit(tmp_path, steps=1, resume=resume, evaluate={"test": []}, script=script)
+        assert len(calls(tmp_path)) == evaluated
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_record, "LOCK_WAIT_S", 0.1)
+    for seed in (1, 2):  # one after the other
+        with RunRecord(tmp_path, [f"seed={seed}"]):
+            pass
+    holder = "import sys, pathlib; from bimba.runs import lock_of_run; lock = lock_of_run(pathlib.Path(sys.argv[1]))\n"
+    holder += "lock.acquire(timeout=0); print('held', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], text=True, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BimbaError, match="in use by another process"), RunRecord(tmp_path, ["seed=3"]):
+            pass
+        assert read_run(tmp_path)["overrides"] == ["seed=2"]
+        other.kill()
+    with RunRecord(tmp_path, ["seed=3"]):  # killed, and the lock is free
+        assert read_run(tmp_path)["overrides"] == ["seed=3"]
 
 
 def test_a_failed_evaluation_is_a_failed_run_with_its_last_words(tmp_path, script):

@@ -54,8 +54,17 @@ def changes_of(cell: Cell, defaults: Mapping[str, Mapping[str, Any]]) -> list[Ch
     return [
         (key, before.get(key, NONE), here.get(key, NONE))
         for key in dict.fromkeys([*before, *here])
-        if before.get(key, NONE) != here.get(key, NONE) and not (resolved and is_reference(default.get(key)))
+        if before.get(key, NONE) != here.get(key, NONE)
+        and not (resolved and is_reference(default.get(key)))
+        and not _is_replaced(key, here)
     ]
+
+
+def _is_replaced(key: str, here: Mapping[str, str]) -> bool:
+    """Whether a node took the place of a value, or a value (such as null) that of a node, and so says what changed."""
+    parts = key.split(".")
+    above = (".".join(parts[:n]) for n in range(1, len(parts)))
+    return key not in here and (any(one in here for one in above) or any(one.startswith(f"{key}.") for one in here))
 
 
 def shared_changes(cells: Sequence[Cell], defaults: Mapping[str, Mapping[str, Any]]) -> list[Change]:

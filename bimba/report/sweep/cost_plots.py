@@ -93,6 +93,7 @@ def cost_plot(sweep: Sweep) -> Picture | None:
             axes.set(title=cost.title, xlabel=_unit(cost.unit), xlim=(0, 1.22 * largest))
             axes.set_yticks(range(len(names)), names if i % 2 == 0 else [""] * len(names))
             axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.locator_params(axis="x", nbins=4)
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
     told = "; ".join(
