@@ -5,7 +5,8 @@
 
 Each way of loading runs in a process of its own; what importing takes is subtracted. The peer is the usual
 ``load_file`` of every shard and ``load_state_dict``. "sharded" is how ``trainer=fsdp`` loads, on two processes of which
-the larger counts. No figure is printed if the loaded weights differ.
+the larger counts; for it the process's own memory and pages of files (``RssAnon``, ``RssFile``) are told apart, too.
+No figure is printed if the loaded weights differ.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -64,13 +66,35 @@ def write_checkpoint(folder: Path, layers: int) -> None:
 
 
 def memory(line: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at its highest since :func:`forget_peak`."""
+    """Bytes of this process now: ``VmRSS``, or of it ``RssAnon`` and ``RssFile``; ``VmHWM``: at its highest since
+    :func:`forget_peak`."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{line}:")[1].split()[0]) * 1024
 
 
 def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
+
+
+class Peaks(threading.Thread):
+    """Looks a thousand times a second at what Linux keeps no peak of, its parts of a process's memory.
+
+    Attributes:
+        bytes: of each line of /proc/self/status, at its highest.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes = dict.fromkeys(("RssAnon", "RssFile"), 0)
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.001):
+            self.look()
+
+    def look(self) -> None:
+        for line, highest in self.bytes.items():
+            self.bytes[line] = max(highest, memory(line))
 
 
 def load_naively(folder: Path) -> BimbaForConditionalGeneration:
@@ -130,12 +154,15 @@ def measure_sharded(folder: Path) -> None:
 
         def on_fit_start(self) -> None:
             torch.distributed.barrier()
-            peak, kept = memory("VmHWM") - before, memory("VmRSS") - before
+            peaks.done.set()
+            peaks.look()
+            sizes = {"bytes": memory("VmHWM") - before["VmRSS"], "kept": memory("VmRSS") - before["VmRSS"]}
+            sizes |= {line: highest - before[line] for line, highest in peaks.bytes.items()}
             state = {name: whole(tensor) for name, tensor in sorted(self.model.state_dict().items())}
             total = hashlib.sha256()
             for name, tensor in state.items():
                 total.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-            report = {"bytes": peak, "kept": kept, "digest": total.hexdigest()}
+            report = {**sizes, "digest": total.hexdigest()}
             (folder.parent / f"rank_{self.global_rank}.json").write_text(json.dumps(report))
 
     trainer = L.Trainer(
@@ -143,7 +170,9 @@ def measure_sharded(folder: Path) -> None:
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     forget_peak()
-    before = memory("VmRSS")
+    before = {line: memory(line) for line in ("VmRSS", "RssAnon", "RssFile")}
+    peaks = Peaks()
+    peaks.start()
     trainer.fit(Model())
 
 
@@ -184,6 +213,8 @@ def main() -> None:
     ):
         peak = int(results[what]["bytes"])
         print(f"{what:<16} peak {peak / 1e9:5.2f} GB = {peak / size:.2f} x {of}")
+    own, pages, kept = (int(results["sharded"][line]) / 1e9 for line in ("RssAnon", "RssFile", "kept"))
+    print(f"sharded          own memory {own:.2f} GB, pages of files {pages:.2f} GB (peaks); kept {kept:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from bimba.checkpoint import Stored
-from bimba.training.parallel import ShardedStrategy, deal_out, part_like
+from bimba.training.parallel import ShardedStrategy, deal_out, local, part_like
 
 _BASE = ".base_layer."  # peft's name of the layer that an adapter stands around
 
@@ -45,21 +44,18 @@ def fill(model: nn.Module, tensors: Mapping[str, Stored], device: torch.device) 
         tensors: by the names that the weights have without adapters.
         device: where the parts are to lie.
     """
+    to_read: list[tuple[Tensor, Stored]] = []
 
-    def read(parameter: Tensor, stored: Stored) -> Tensor:
-        full = stored[...].to(parameter.dtype)
-        if not isinstance(parameter, DTensor):
-            return full.to(device, copy=True)
-        return DTensor.from_local(
-            part_like(full, parameter).to(device, copy=True),  # a copy, or the whole would stay in memory with it
-            parameter.device_mesh,
-            parameter.placements,
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
+    def make(parameter: Tensor, stored: Stored) -> Tensor:
+        own = torch.empty_like(parameter, device=device)
+        to_read.append((own, stored))
+        return own
 
-    _replace(model, tensors, read)
+    # All that is kept comes before the first whole weight. In turns, malloc would be left with a hole between two parts
+    # for each whole weight that was freed, and give none of them back to the system.
+    _replace(model, tensors, make)
+    for own, stored in to_read:
+        local(own).copy_(part_like(stored[...], own))
 
 
 def _replace(model: nn.Module, tensors: Mapping[str, Stored], make: Callable[[Tensor, Any], Tensor]) -> None:

@@ -15,3 +15,4 @@ def test_it_prints_figures_of_equal_weights():
     assert "in 4 shards" in done.stdout
     for what in ("load_pretrained", "sharded", "naive", "convert"):
         assert f"\n{what:<16} peak " in done.stdout
+    assert "\nsharded          own memory " in done.stdout
