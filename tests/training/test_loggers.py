@@ -23,7 +23,9 @@ def no_key(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "")  # so that the variable, which Lightning sets, is put back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    return tmp_path / "netrc"
+    wandb.teardown()  # wandb reads the environment once per process, so no test may leave it what this one sets
+    yield tmp_path / "netrc"
+    wandb.teardown()
 
 
 def test_no_key(no_key):
