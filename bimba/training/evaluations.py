@@ -22,14 +22,21 @@ FOLDER = "evaluation"
 _NAME = re.compile(r"[\w.,=-]+")
 
 
-def check_evaluations(evaluate: Mapping[Any, Any], saves_checkpoint: bool) -> dict[str, list[str]]:
-    """The key ``evaluate`` as name -> arguments.
+def check_evaluations(evaluate: Any, saves_checkpoint: bool) -> dict[str, list[str]]:
+    """The key ``evaluate`` as name -> arguments; null is none, for an experiment that has some.
 
     Raises:
-        BimbaError: a name that is no folder's, arguments that are no list, or no checkpoint to evaluate.
+        BimbaError: no mapping, a name that is no folder's, arguments that are no list, or no checkpoint to evaluate.
     """
+    if evaluate is None:
+        return {}
+    if not isinstance(evaluate, Mapping):
+        raise BimbaError(
+            f"evaluate is {evaluate!r}; expected name: [arguments of evaluate.py], such as "
+            "{test: [benchmark=needle]}, or null for none."
+        )
     if evaluate and not saves_checkpoint:
-        raise BimbaError("evaluate needs the checkpoint that callbacks.save writes; leave it on, or set evaluate={}.")
+        raise BimbaError("evaluate needs the checkpoint that callbacks.save writes; leave it on, or set evaluate=null.")
     for name, arguments in evaluate.items():
         if not _NAME.fullmatch(str(name)) or set(str(name)) == {"."}:
             raise BimbaError(f"evaluate has the name {name!r}, which is to be a folder's; use letters, digits, _ . -")

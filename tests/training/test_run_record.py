@@ -181,11 +181,16 @@ def test_a_failed_evaluation_is_a_failed_run_with_its_last_words(tmp_path, scrip
         ({"..": []}, True, "is to be a folder's"),
         ({"test": "benchmark=needle"}, True, "expected a list of arguments"),
         ({"test": []}, False, "leave it on"),
+        ("test", True, "or null for none"),
     ],
 )
 def test_bad_evaluations_are_refused_before_training(evaluate, saves, message):
     with pytest.raises(BimbaError, match=message):
         check_evaluations(evaluate, saves)
+
+
+def test_null_turns_an_experiments_evaluations_off():
+    assert check_evaluations(None, False) == {}
 
 
 def test_an_objective_that_is_not_there_is_answered_with_those_that_are(trained):
