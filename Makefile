@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench tiny-base clean
+.PHONY: help setup demo test lint docs format bench tiny-base clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ lint: setup ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup ## build the documentation as a site, in site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: setup ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -47,4 +50,4 @@ tiny-base: setup ## train the shipped tiny base again (about an hour on two core
 	rm -r outputs/tiny_base/resume
 
 clean: ## delete outputs and caches, but neither .venv nor data
-	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf outputs site .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,37 @@
+"""One folder for all pages: a small run, its checkpoint, a needle video and the original's checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.docs.fences import ROOT, Command
+from tests.docs.shell import Shell
+from tiny_checkpoint import write_video
+
+GOLDEN = ROOT / "tests/golden/model"
+ORIGINALS = {
+    "BIMBA-LLaVA-Qwen2-7B": GOLDEN / "lora/bimba-lora-qwen-ckpt",
+    "LLaVA-Video-7B-Qwen2": GOLDEN / "ckpt_56_base_nocompressor",
+}
+
+
+def copy_originals(folder: Path) -> None:
+    """Tiny checkpoints of the original by the names of the published ones."""
+    for name, source in ORIGINALS.items():
+        shutil.copytree(source, folder / name)
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    folder = tmp_path_factory.mktemp("clone")
+    copy_originals(folder)
+    write_video(folder / "video.mp4", num_frames=64)
+    for path in ("benchmarks", "conf", "docs"):
+        (folder / path).symlink_to(ROOT / path)
+    shell = Shell(folder, {"VIDEO": "video.mp4", "CHECKPOINT": "outputs/mine/checkpoint", "RUNS": "outputs"})
+    code, output = shell.run(Command("tests/docs/conftest.py", ("python", "train.py", "hydra.run.dir=outputs/mine")))
+    assert code == 0, output
+    return shell
