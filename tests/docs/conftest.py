@@ -12,22 +12,20 @@ from tests.docs.shell import Shell
 from tiny_checkpoint import write_video
 
 GOLDEN = ROOT / "tests/golden/model"
+# Tiny checkpoints that the original wrote, by the names of the published ones: as folders, and as from the hub.
 ORIGINALS = {
-    "BIMBA-LLaVA-Qwen2-7B": GOLDEN / "lora/bimba-lora-qwen-ckpt",
-    "LLaVA-Video-7B-Qwen2": GOLDEN / "ckpt_56_base_nocompressor",
+    "BIMBA-LLaVA-Qwen2-7B": "lora/bimba-lora-qwen-ckpt",
+    "mmiemon/BIMBA-LLaVA-Qwen2-7B": "lora/bimba-lora-qwen-ckpt",
+    "LLaVA-Video-7B-Qwen2": "ckpt_56_base_nocompressor",
+    "lmms-lab/LLaVA-Video-7B-Qwen2": "ckpt_56_base_nocompressor",
 }
-
-
-def copy_originals(folder: Path) -> None:
-    """Tiny checkpoints of the original by the names of the published ones."""
-    for name, source in ORIGINALS.items():
-        shutil.copytree(source, folder / name)
 
 
 @pytest.fixture(scope="session")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     folder = tmp_path_factory.mktemp("clone")
-    copy_originals(folder)
+    for name, source in ORIGINALS.items():
+        shutil.copytree(GOLDEN / source, folder / name)
     write_video(folder / "video.mp4", num_frames=64)
     for path in ("benchmarks", "conf", "docs"):
         (folder / path).symlink_to(ROOT / path)

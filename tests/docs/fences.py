@@ -11,9 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What a command that is not run here may need; the reader sees it as a comment above the command.
 NEEDS = {
-    "a GPU", "GPUs", "minutes", "hours", "the network", "a credential", "an object store", "Slurm", "several machines",
-    "the weights", "your data", "LLaVA-Video-178K", "the benchmarks' videos", "a browser", "the ray extra",
-    "the joblib launcher", "tensorboard", "trackio",
+    "a GPU", "GPUs", "minutes", "hours", "the network", "an object store", "Slurm", "several machines",
+    "the weights", "your data", "LLaVA-Video-178K", "the benchmarks' videos", "your runs", "tensorboard", "trackio",
 }  # fmt: skip
 
 FENCE = re.compile(r"(?:^<!-- test: (?P<appended>[^\n]+) -->\n+)?^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
@@ -111,8 +110,10 @@ def config_headers() -> list[Command]:
     """The commands that the files of conf/ open with. They are composed, not run."""
     found = []
     for path in sorted(ROOT.glob("conf/**/*.yaml")):
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            if match := re.match(r"#\s+(python (?:train|evaluate)\.py.*?|torchrun .*?)(?:\s{3,}.*)?$", line):
+        lines = re.sub(r"\\\n#\s*", "", path.read_text()).splitlines()  # a continued line is one
+        for number, line in enumerate(lines, start=1):
+            match = re.match(r"#\s+(python (?:train|evaluate)\.py.*?|torchrun .*?)(?:\s{3,}.*)?$", line)
+            if match and " ..." not in match[1]:  # that is a remark on commands, and none
                 text = re.sub(r"<[^>]*>|\.\.\.", "FOLDER", match[1])
                 if command := command_in(text, f"{path.relative_to(ROOT)}:{number}"):
                     found.append(replace(command, needs=("hours",)))

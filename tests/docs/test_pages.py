@@ -8,9 +8,7 @@ import textwrap
 import pytest
 import yaml
 
-from tests.docs.conftest import copy_originals
-from tests.docs.fences import ROOT, TOOLS, all_fences, pages
-from tiny_checkpoint import write_video
+from tests.docs.fences import ROOT, TOOLS, Command, all_fences, pages
 
 FENCES = all_fences()
 LANGUAGES = {"bash", "python", "yaml", "text", "bibtex"}
@@ -37,17 +35,13 @@ def test_yaml_is_yaml(fence):
 
 
 @pytest.mark.parametrize("page", sorted({f.where.rsplit(":", 1)[0] for f in PROGRAMS}))
-def test_python_runs(page, tmp_path, monkeypatch):
+def test_python_runs(page, shell, tmp_path):
     """The blocks of a page, one after the other."""
-    write_video(tmp_path / "video.mp4", num_frames=64)
-    copy_originals(tmp_path)
-    for owner in ("mmiemon", "lmms-lab"):  # as from the hub
-        copy_originals(tmp_path / owner)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "__main__"}
-    for fence in PROGRAMS:
-        if fence.where.rsplit(":", 1)[0] == page:
-            exec(compile(fence.body, fence.where, "exec"), names)
+    program = tmp_path / "program.py"
+    blocks = [fence.body for fence in PROGRAMS if fence.where.rsplit(":", 1)[0] == page]
+    program.write_text("\n".join(blocks))
+    code, output = shell.run(Command(page, ("python", str(program))))
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("fence", [f for f in FENCES if f.title], ids=lambda fence: fence.where)
