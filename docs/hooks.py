@@ -1,7 +1,7 @@
 """For mkdocs: README, CONTRIBUTING and the like become pages, and so does every file of the code that a page links to.
 
-Pages are written for readers of the repository, with links relative to their own file. On the site these lead to pages, so that
-it is complete in itself: no address of a repository is needed, and no network.
+Pages are written for readers of the repository, with links relative to their own file. On the site these lead to pages,
+so that it is complete in itself: no address of a repository is needed, and no network.
 """
 
 from __future__ import annotations

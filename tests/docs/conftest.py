@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
+from tiny_checkpoint import write_video
 
 from tests.docs.fences import ROOT, Command
 from tests.docs.shell import Shell
-from tiny_checkpoint import write_video
 
 GOLDEN = ROOT / "tests/golden/model"
 # Tiny checkpoints that the original wrote, by the names of the published ones: as folders, and as from the hub.

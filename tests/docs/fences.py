@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,13 @@ NEEDS = {
     "the weights", "your data", "LLaVA-Video-178K", "the benchmarks' videos", "your runs", "tensorboard", "trackio",
 }  # fmt: skip
 
-FENCE = re.compile(r"(?:^<!-- test: (?P<appended>[^\n]+) -->\n+)?^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"(?:^ *<!-- test: (?P<appended>[^\n]+) -->\n+)?"
+    r"^(?P<indent> *)(?P<ticks>```+)(?P<info>[^\n]*)\n(?P<body>.*?)^(?P=indent)(?P=ticks)$",
+    re.M | re.S,
+)
 INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]+)")?')
-TOOLS = ("python", "bimba", "lmms-eval", "make", "pip", "torchrun", "accelerate", "sbatch", "mkdocs", "pytest", "git", "$")
+TOOLS = ("python", "bimba", "lmms-eval", "make", "pip", "torchrun", "accelerate", "sbatch", "mkdocs", "pytest", "$")
 
 
 def pages() -> list[Path]:
@@ -54,7 +59,8 @@ def fences_of(text: str, name: str) -> list[Fence]:
         where = f"{name}:{line}"
         info = INFO.fullmatch(match["info"])
         assert info, f'{where}: expected ```LANGUAGE or ```LANGUAGE title="...", found ```{match["info"]}'
-        found.append(Fence(where, info["language"], info["title"], match["body"], match["appended"] or ""))
+        body = textwrap.dedent(match["body"])
+        found.append(Fence(where, info["language"], info["title"], body, match["appended"] or ""))
     return found
 
 
@@ -86,7 +92,7 @@ def commands_of(fence: Fence) -> list[Command]:
 def command_in(line: str, where: str) -> Command | None:
     """The command of a line, without its comment; None if there is none."""
     words = shlex.split(line, comments=True)
-    assert not {"|", "&&", ";", ">", "&"} & set(words), f"{where}: one plain command a line, without {line!r}'s operators"
+    assert not {"|", "&&", ";", ">", "&"} & set(words), f"{where}: expected one plain command, found {line!r}"
     variables = []
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, value = words.pop(0).partition("=")
