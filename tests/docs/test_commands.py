@@ -1,4 +1,4 @@
-"""Every command that is shown is run, or says above it what it needs, and then is taken by its program."""
+"""Every command and program that is shown is run; or it says what it needs, and then its tool would take it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import shlex
 import pytest
 
 from tests.docs.checks import check
-from tests.docs.fences import Command, command_in, commands_of, fences_of, shell_commands
+from tests.docs.fences import Command, all_fences, command_in, commands_of, fences_of, shell_commands
 
 COMMANDS = shell_commands()
 RUN = ("python", "bimba", "lmms-eval")
+PROGRAMS = [fence for fence in all_fences() if fence.language == "python" and fence.title is None]
 
 
 def name_of(command: Command) -> str:
@@ -27,6 +28,16 @@ def test_it_runs(command, shell):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.needs], ids=name_of)
 def test_it_would_be_taken(command, shell):
     check(command, shell)
+
+
+@pytest.mark.parametrize("page", sorted({f.where.rsplit(":", 1)[0] for f in PROGRAMS}))
+def test_python_runs(page, shell, tmp_path):
+    """The blocks of a page, one after the other."""
+    program = tmp_path / "program.py"
+    blocks = [fence.body for fence in PROGRAMS if fence.where.rsplit(":", 1)[0] == page]
+    program.write_text("\n".join(blocks))
+    code, output = shell.run(Command(page, ("python", str(program))))
+    assert code == 0, output
 
 
 @pytest.mark.parametrize(

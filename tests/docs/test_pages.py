@@ -8,11 +8,10 @@ import textwrap
 import pytest
 import yaml
 
-from tests.docs.fences import ROOT, TOOLS, Command, all_fences, pages
+from tests.docs.fences import ROOT, TOOLS, all_fences, pages
 
 FENCES = all_fences()
 LANGUAGES = {"bash", "python", "yaml", "text", "bibtex"}
-PROGRAMS = [f for f in FENCES if f.language == "python" and f.title is None]
 GAP = re.compile(r"^\s*(?:#\s*)?\.\.\.$", re.M)
 
 
@@ -32,16 +31,6 @@ def test_no_command_hides_in_text():
 @pytest.mark.parametrize("fence", [f for f in FENCES if f.language == "yaml"], ids=lambda fence: fence.where)
 def test_yaml_is_yaml(fence):
     assert yaml.safe_load(fence.body)
-
-
-@pytest.mark.parametrize("page", sorted({f.where.rsplit(":", 1)[0] for f in PROGRAMS}))
-def test_python_runs(page, shell, tmp_path):
-    """The blocks of a page, one after the other."""
-    program = tmp_path / "program.py"
-    blocks = [fence.body for fence in PROGRAMS if fence.where.rsplit(":", 1)[0] == page]
-    program.write_text("\n".join(blocks))
-    code, output = shell.run(Command(page, ("python", str(program))))
-    assert code == 0, output
 
 
 @pytest.mark.parametrize("fence", [f for f in FENCES if f.title], ids=lambda fence: fence.where)
