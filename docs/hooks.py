@@ -24,13 +24,14 @@ ELSEWHERE = {
     "tests/golden/README.md": "golden.md",
 }
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cpp": "cpp", ".toml": "toml", ".sbatch": "bash"}
+WIDE = "---\nhide: [navigation, toc]\n---\n"
 FENCE = re.compile(r"^[ ]*```.*?^[ ]*```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, target in ELSEWHERE.items():
-        hidden = "---\nhide: [navigation]\n---\n" if target == "index.md" else ""
+        hidden = WIDE.replace(", toc", "") if target == "index.md" else ""
         files.append(File.generated(config, target, content=hidden + (ROOT / source).read_text()))
     for page in [file for file in files if file.src_uri.endswith(".md")]:
         origin = origin_of(page.src_uri)
@@ -56,7 +57,7 @@ def new_file(config: MkDocsConfig, path: str, uri: str) -> File:
     text = (ROOT / path).read_text()
     fence = "`" * 4
     language = LANGUAGES.get(Path(path).suffix, "text")
-    return File.generated(config, uri, content=f"# {path}\n\n{fence}{language}\n{text}{fence}\n")
+    return File.generated(config, uri, content=f"{WIDE}# {path}\n\n{fence}{language}\n{text}{fence}\n")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
