@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,16 +91,20 @@ def _lmms_eval(command: Command, shell: Shell) -> None:
     finally:
         sys.argv = arguments
     assert parsed.model == "bimba"
-    assert set(parsed.tasks.split(",")) <= set(task_names()), f"{command.where}: {parsed.tasks}"
+    assert set(parsed.tasks.split(",")) <= task_names(), f"{command.where}: {parsed.tasks}"
 
 
-def task_names() -> Iterator[str]:
+@functools.cache
+def task_names() -> frozenset[str]:
+    """Of our tasks and groups, and of the harness's."""
     import lmms_eval
 
+    found = set()
     for root in (ROOT / "lmms_eval_plugin/tasks", *(Path(path) / "tasks" for path in lmms_eval.__path__)):
         for path in root.glob("*/*.yaml"):
             if match := re.search(r"^(?:task|group): *[\"']?([\w-]+)", path.read_text(), re.M):
-                yield match[1]
+                found.add(match[1])
+    return frozenset(found)
 
 
 def _pip(command: Command, shell: Shell) -> None:

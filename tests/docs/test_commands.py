@@ -9,6 +9,7 @@ import pytest
 from tests.docs.checks import check
 from tests.docs.fences import Command, all_fences, command_in, commands_of, fences_of, shell_commands
 
+pytestmark = pytest.mark.timeout(900)  # the first one imports everything and trains; machines may be busy
 COMMANDS = shell_commands()
 RUN = ("python", "bimba", "lmms-eval")
 PROGRAMS = [fence for fence in all_fences() if fence.language == "python" and fence.title is None]
