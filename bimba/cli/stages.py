@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.status import Status
+    from rich.live import Live
+    from rich.spinner import Spinner
 
 WORDS = {
     "loading": "loading the model",
@@ -34,7 +35,8 @@ class Stages:
         self.is_shown = sys.stderr.isatty()
         self._stage: str | None = None
         self._since = 0.0
-        self._status: Status | None = None
+        self._live: Live | None = None
+        self._spinner: Spinner | None = None
 
     def __enter__(self) -> Stages:
         return self
@@ -50,26 +52,37 @@ class Stages:
         self._stage, self._since = stage, time.perf_counter()
         self.seconds.setdefault(stage, 0.0)
         self.show(WORDS.get(stage, stage))
+        if self._live is not None:
+            self._live.refresh()  # a short stage would be over before it is drawn
 
     def show(self, text: str) -> None:
-        """Says what is happening."""
+        """Says what is happening, from the next picture on: there are eight a second."""
         if not self.is_shown:
             return
-        if self._status is None:
+        if self._live is None or self._spinner is None:
             from rich.console import Console
-            from rich.status import Status
+            from rich.live import Live
+            from rich.spinner import Spinner
 
-            self._status = Status(text, console=Console(stderr=True), refresh_per_second=8)
-            self._status.start()
+            self._spinner = Spinner("dots", text)
+            self._live = Live(
+                self._spinner,
+                console=Console(stderr=True),
+                refresh_per_second=8,
+                transient=True,
+                redirect_stdout=False,  # or answers would come out on standard error
+                redirect_stderr=False,
+            )
+            self._live.start()
         else:
-            self._status.update(text)
+            self._spinner.update(text=text)
 
     def leave(self) -> None:
         """Ends the stage, and shows nothing any more."""
         self._count()
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def _count(self) -> None:
         if self._stage is not None:
