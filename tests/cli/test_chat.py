@@ -83,7 +83,7 @@ def at_terminal(arguments: list[str]) -> pexpect.spawn:
         arguments[1:],
         env=environment(),
         encoding="utf-8",
-        timeout=60,
+        timeout=250,  # less than that of the test
         dimensions=(40, 200),
         preexec_fn=hear_ctrl_c,
     )
