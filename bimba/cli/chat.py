@@ -91,7 +91,6 @@ class Talk:
             num_tokens = self.engine.processor.num_video_tokens(video.num_frames)
             self._say(f"{path}: {self.stages.summary(video.num_frames, num_tokens, 0)}")
             self._say("Ask about it. /help lists the commands, Ctrl-D ends.")
-            self.stages.seconds.clear()
 
     def listen(self) -> int:
         """Answers line after line, until they end.
@@ -104,6 +103,7 @@ class Talk:
                 import readline  # noqa: F401  # input() edits lines with it, and recalls them
         failed = False
         while (line := self._next_line()) is not None and line != "/quit":
+            self.stages.seconds.clear()
             try:
                 self._do(line)
             except BimbaError as error:

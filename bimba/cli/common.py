@@ -6,6 +6,7 @@ import argparse
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,12 +157,13 @@ def quick_imports(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[N
     replaced = usual and threading.current_thread() is threading.main_thread()
     if replaced:
         signal.signal(signal.SIGINT, end)
-    collects = gc.isenabled()
+    collects, is_first = gc.isenabled(), "torch" not in sys.modules
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()  # what modules hold lives as long as the program
+        if is_first:
+            gc.freeze()  # what modules hold lives as long as the program
         if collects:
             gc.enable()
         if replaced:

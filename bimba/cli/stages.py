@@ -93,7 +93,7 @@ class Stages:
         """One line: frames, tokens, seconds of each stage."""
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
         said = f" ({rate(new_tokens, self.seconds.get('answering', 0.0))})" if new_tokens else ""
-        return f"{num_frames} frames, {num_video_tokens} video tokens; {times}{said}"
+        return f"{num_frames} frames, {num_video_tokens} video tokens; {times or 'read before'}{said}"
 
 
 def rate(num_tokens: int, seconds: float) -> str:

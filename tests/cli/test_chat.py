@@ -94,7 +94,7 @@ def test_a_conversation_at_a_terminal(checkpoint, video):
     with at_terminal(command("chat", video, "--checkpoint", checkpoint, "--max-new-tokens", "5")) as terminal:
         for stage in ("loading the model", "decoding the video", "encoding frames", "prefill"):
             terminal.expect_exact(stage)
-        terminal.expect(rf"{NUM_FRAMES} frames, 20 video tokens; loading [\d.]+ s, decoding [\d.]+ s, encoding")
+        terminal.expect(rf"{NUM_FRAMES} frames, 24 video tokens; loading [\d.]+ s, decoding [\d.]+ s, encoding")
         terminal.expect_exact(PROMPT)
         terminal.sendline("Who?")
         terminal.expect_exact(first)
@@ -159,7 +159,7 @@ def test_ask_at_a_terminal_says_what_it_does_and_how_long_it_took(checkpoint, vi
         for stage in ("loading the model", "decoding the video", "encoding frames", "prefill", "answering", answer):
             terminal.expect_exact(stage)
         terminal.expect(
-            rf"{NUM_FRAMES} frames, 20 video tokens; loading [\d.]+ s, decoding [\d.]+ s, encoding [\d.]+ s, "
+            rf"{NUM_FRAMES} frames, 24 video tokens; loading [\d.]+ s, decoding [\d.]+ s, encoding [\d.]+ s, "
             r"prefill [\d.]+ s, answering [\d.]+ s \(5 tokens, \d+ tokens/s\)"
         )
         terminal.expect(pexpect.EOF)
