@@ -6,18 +6,37 @@ Nothing heavy is imported until a command needs it, so that ``bimba --help`` is 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from bimba.cli import ask, convert, data, doctor, egoschema_submission, prepare, report, selection
+from bimba.cli import ask, chat, convert, data, doctor, egoschema_submission, prepare, report, selection
+from bimba.cli.common import FAILED, INTERRUPTED, WRONG_USAGE, UsageError
 from bimba.types import BimbaError
 
-COMMANDS = (ask, selection, data, prepare, report, convert, egoschema_submission, doctor)
-USER_ERROR, INTERRUPTED = 2, 130  # exit codes: 2 as argparse, 130 as shells say of Ctrl-C
+COMMANDS = (ask, chat, selection, data, prepare, report, convert, egoschema_submission, doctor)
+DEBUG = "BIMBA_DEBUG"
+
+_EPILOG = """\
+examples:
+  bimba doctor
+  bimba ask match.mp4 "Who scored?" --checkpoint CHECKPOINT
+  bimba chat match.mp4 --checkpoint CHECKPOINT
+  bimba COMMAND --help
+
+Exit codes: 0 done, 1 it failed or found something wrong, 2 wrong arguments, 130 Ctrl-C.
+Errors are one line; --debug, or the variable BIMBA_DEBUG=1, shows where they come from."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bimba", description="Questions about long videos.")
+    parser = argparse.ArgumentParser(
+        prog="bimba",
+        description="Questions about long videos.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bimba {version('bimba')}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
@@ -28,16 +47,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        Its exit code: 0 done, 1 an error or a finding, 2 wrong arguments, 130 Ctrl-C.
+    """
     arguments = build_parser().parse_args(argv)
+    debug = arguments.debug or os.environ.get(DEBUG, "0") not in ("", "0")
     try:
         return int(arguments.run(arguments))
     except BimbaError as error:
-        if arguments.debug:
+        if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
-        if arguments.debug:
+        if debug:
             raise
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has closed it, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
+        return FAILED

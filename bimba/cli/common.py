@@ -1,11 +1,110 @@
-"""What the commands share."""
+"""What the commands share: arguments that mean the same everywhere, and how a model is opened."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TypeAlias
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, TypeAlias, get_args
+
+from bimba.types import BimbaError, ShortVideos
+
+if TYPE_CHECKING:
+    from bimba.inference.engine import VideoQA
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes; 2 as argparse, 130 as shells say of Ctrl-C
+
+
+class UsageError(BimbaError):
+    """Arguments that do not go together, or that no file or model is needed to refuse."""
+
+
+def add_command(
+    commands: Commands, name: str, summary: str, description: str, examples: Sequence[str]
+) -> argparse.ArgumentParser:
+    """A command whose help ends with examples, one a line."""
+    word = "example" if len(examples) == 1 else "examples"
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="\n  ".join([f"{word}:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_base(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
+    command.add_argument("--temporal-pooling", type=int, metavar="N", help="override the checkpoint's")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Which model, where, and in which numbers: what :func:`open_engine` reads."""
+    group = command.add_argument_group("model")
+    group.add_argument("--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)")
+    add_base(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's)")
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """How frames are read of a video."""
+    group = command.add_argument_group("video")
+    group.add_argument(
+        "--num-frames", "--frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's number)"
+    )
+    group.add_argument(
+        "--short-videos",
+        choices=get_args(ShortVideos),
+        default="error",
+        help="what becomes of a video with fewer frames than that: refuse it, or repeat frames (default: %(default)s)",
+    )
+    group.add_argument(
+        "--video-backend",
+        metavar="NAME",
+        help="auto, decord, pyav or torchcodec (default: the variable BIMBA_VIDEO_BACKEND, or auto)",
+    )
+
+
+def add_answers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 256)")
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Says what is wrong with numbers, video and options before anything is imported or loaded.
+
+    Raises:
+        UsageError: a number that is none of frames or of tokens, or options that no question has.
+        VideoDecodeError: no file that could be a video.
+    """
+    for name in ("num_frames", "max_new_tokens"):
+        number = getattr(arguments, name, None)
+        if number is not None and number < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {number}; expected 1 or more.")
+    options = getattr(arguments, "options", None)
+    if options is not None:
+        from bimba.data.prompt import check_number
+
+        try:
+            check_number(len(options))
+        except BimbaError as error:
+            raise UsageError(f"--options: {error}") from error
+        if arguments.short:
+            raise UsageError(
+                "--short and --options do not go together: options already ask for a letter. Give one of them."
+            )
+    from bimba.data.video.files import check_is_media
+
+    check_is_media(Path(arguments.video))
 
 
 def hush_libraries() -> None:
@@ -14,3 +113,58 @@ def hush_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def open_engine(arguments: argparse.Namespace, on_interrupt: Callable[[], None] = lambda: None) -> VideoQA:
+    """The model that the arguments of :func:`add_model` and :func:`add_sampling` name.
+
+    Args:
+        on_interrupt: what to do when Ctrl-C ends the program while it imports.
+
+    Raises:
+        BimbaError: as ``VideoQA.from_pretrained``, or no such video backend.
+    """
+    from bimba.data.isolated import read_videos_with, start_early
+
+    read_videos_with(getattr(arguments, "video_backend", None))
+    start_early()
+    with quick_imports(on_interrupt):
+        hush_libraries()
+        from bimba.inference.engine import VideoQA
+    return VideoQA.from_pretrained(
+        arguments.checkpoint,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        temporal_pooling=arguments.temporal_pooling,
+        base=arguments.base,
+    )
+
+
+@contextmanager
+def quick_imports(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """For importing torch and transformers, which takes seconds.
+
+    No garbage is collected meanwhile: there is none, and looking for it takes a seventh of the time. Ctrl-C ends the
+    program there and then: raised halfway through an import, it comes out as anything but a KeyboardInterrupt.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        on_interrupt()
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED)
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored, as of a job in the background
+    replaced = usual and threading.current_thread() is threading.main_thread()
+    if replaced:
+        signal.signal(signal.SIGINT, end)
+    collects, is_first = gc.isenabled(), "torch" not in sys.modules
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_first:
+            gc.freeze()  # what modules hold lives as long as the program
+        if collects:
+            gc.enable()
+        if replaced:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

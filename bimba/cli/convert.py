@@ -5,31 +5,35 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bimba.cli.common import Commands, hush_libraries
+from bimba.cli.common import Commands, add_base, add_command, hush_libraries, quick_imports
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
-    convert = commands.add_parser(
+    convert = add_command(
+        commands,
         "convert",
-        help="write a checkpoint in another layout",
-        description="Writes a checkpoint (ours, LLaVA-Video's, or a BIMBA adapter) in our layout or the original's.",
-        epilog="example: bimba convert BIMBA-LLaVA-Qwen2-7B bimba-7b --base LLaVA-Video-7B-Qwen2",
+        "write a checkpoint in another layout",
+        "Writes a checkpoint (ours, LLaVA-Video's, or a BIMBA adapter) in our layout or the original's.",
+        [
+            "bimba convert BIMBA-LLaVA-Qwen2-7B bimba-7b --base LLaVA-Video-7B-Qwen2",
+            "bimba convert bimba-7b BIMBA-original --to original",
+        ],
     )
     convert.add_argument("source", metavar="SRC", help="checkpoint folder or name")
     convert.add_argument("destination", metavar="DST", help="folder to write; must not exist yet")
     convert.add_argument("--to", choices=("bimba", "original"), default="bimba", help="layout (default: %(default)s)")
-    convert.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
-    convert.add_argument("--temporal-pooling", type=int, metavar="N", help="override the checkpoint's")
+    add_base(convert)
     convert.set_defaults(run=run)
     return [convert]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    hush_libraries()
-    from rich.console import Console
-    from rich.progress import Progress
+    with quick_imports():
+        hush_libraries()
+        from rich.console import Console
+        from rich.progress import Progress
 
-    from bimba.checkpoint import convert
+        from bimba.checkpoint import convert
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         shards = progress.add_task("Writing shards", total=None)

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bimba.cli.common import Commands, hush_libraries
-from bimba.types import BimbaError
+from bimba.cli.common import Commands, UsageError, add_command, hush_libraries, quick_imports
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
@@ -17,15 +16,21 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
 
 
 def _add_check(commands: Commands) -> argparse.ArgumentParser:
-    check = commands.add_parser(
+    check = add_command(
+        commands,
         "check",
-        help="find missing files, unreadable videos, malformed rows, long samples",
-        description="Checks training data before a GPU waits for it. Exits with 1 if something is wrong.",
-        epilog="example: bimba data check mixture.yaml --video-root LLaVA-Video-178K --all --html check.html",
+        "find missing files, unreadable videos, malformed rows, long samples",
+        "Checks training data before a GPU waits for it. Exits with 1 if something is wrong.",
+        [
+            "bimba data check mixture.yaml --video-root LLaVA-Video-178K --all --html check.html",
+            "bimba data check needle",
+        ],
     )
     _add_mixture(check)
     check.add_argument("--checkpoint", help="whose tokens are counted (default: the configuration's, or bimba-tiny)")
-    check.add_argument("--frames", type=int, metavar="N", help="frames read of each video (default: the checkpoint's)")
+    check.add_argument(
+        "--num-frames", "--frames", type=int, metavar="N", help="frames read of each video (default: the checkpoint's)"
+    )
     check.add_argument("--max-length", type=int, metavar="N", help="the longest sample, in tokens")
     check.add_argument("--sample", type=int, default=200, metavar="N", help="media to decode (default: %(default)s)")
     check.add_argument("--all", action="store_true", help="decode and tokenise all of them")
@@ -37,12 +42,13 @@ def _add_check(commands: Commands) -> argparse.ArgumentParser:
 
 def _check(arguments: argparse.Namespace) -> int:
     if arguments.sample < 0 or arguments.workers < 1:
-        raise BimbaError("--sample takes 0 or more media, --workers 1 or more threads.")
-    hush_libraries()
-    from rich.console import Console
+        raise UsageError("--sample takes 0 or more media, --workers 1 or more threads.")
+    with quick_imports():
+        hush_libraries()
+        from rich.console import Console
 
-    from bimba.report.data_check import check, find_data, print_findings
-    from bimba.report.data_html import write_html
+        from bimba.report.data_check import check, find_data, print_findings
+        from bimba.report.data_html import write_html
 
     data, tokenizer = find_data(
         arguments.mixture,
@@ -51,7 +57,7 @@ def _check(arguments: argparse.Namespace) -> int:
         arguments.video_root,
         arguments.image_root,
         arguments.annotation_root,
-        arguments.frames,
+        arguments.num_frames,
         arguments.max_length,
     )
     sample = None if arguments.all else arguments.sample
@@ -64,11 +70,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _add_pack(commands: Commands) -> argparse.ArgumentParser:
-    pack = commands.add_parser(
+    pack = add_command(
+        commands,
         "pack",
-        help="make chunks of training data, to be streamed from an object store",
-        description="Packs rows and media into litdata's chunks, for train.py data=streaming data.source=OUTPUT.",
-        epilog="example: bimba data pack mixture.yaml s3://bucket/llava --video-root LLaVA-Video-178K",
+        "make chunks of training data, to be streamed from an object store",
+        "Packs rows and media into litdata's chunks, for train.py data=streaming data.source=OUTPUT.",
+        ["bimba data pack mixture.yaml s3://bucket/llava --video-root LLaVA-Video-178K"],
     )
     _add_mixture(pack, ["output"])
     pack.add_argument("--allow-missing", action="store_true", help="leave out media that are not there")
@@ -80,12 +87,13 @@ def _add_pack(commands: Commands) -> argparse.ArgumentParser:
 
 def _pack(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1 or arguments.chunk_mb < 1:
-        raise BimbaError("--workers takes 1 or more processes, --chunk-mb 1 or more megabytes.")
-    hush_libraries()
-    from rich.console import Console
+        raise UsageError("--workers takes 1 or more processes, --chunk-mb 1 or more megabytes.")
+    with quick_imports():
+        hush_libraries()
+        from rich.console import Console
 
-    from bimba.data.packing import pack
-    from bimba.report.data_check import find_data, write_first
+        from bimba.data.packing import pack
+        from bimba.report.data_check import find_data, write_first
 
     say = Console(stderr=True).print
     data, _ = find_data(

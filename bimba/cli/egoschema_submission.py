@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bimba.cli.common import Commands
-from bimba.types import BimbaError
+from bimba.cli.common import Commands, UsageError, add_command
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
-    submission = commands.add_parser(
+    submission = add_command(
+        commands,
         "egoschema-submission",
-        help="answers of EgoSchema as the file for Kaggle",
-        description="Writes the answers of an evaluation as q_uid,answer with answers 0 to 4. Sends nothing.",
-        epilog="example: bimba egoschema-submission outputs/evaluate/.../samples/bimba_egoschema.json submission.csv",
+        "answers of EgoSchema as the file for Kaggle",
+        "Writes the answers of an evaluation as q_uid,answer with answers 0 to 4. Sends nothing.",
+        ["bimba egoschema-submission outputs/evaluate/.../samples/bimba_egoschema.json submission.csv"],
     )
     submission.add_argument("samples", metavar="SAMPLES", help="the samples of the evaluation (.jsonl or .json)")
     submission.add_argument("destination", metavar="CSV", help="file to write")
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     destination = Path(arguments.destination)
     if destination.suffix != ".csv":
-        raise BimbaError(f"The submission is to be {destination}; expected a name that ends in .csv.")
+        raise UsageError(f"The submission is to be {destination}; expected a name that ends in .csv.")
     predictions = read_predictions(Path(arguments.samples))
     write_submission(destination, predictions)
     unread = sum(index == NO_ANSWER for index in predictions.values())

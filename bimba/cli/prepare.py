@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from bimba.cli.common import Commands
+from bimba.cli.common import Commands, add_command
 from lmms_eval_plugin.prepare.sources import SOURCES
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
-    prepare = commands.add_parser(
+    prepare = add_command(
+        commands,
         "prepare",
-        help="check and complete the data of a benchmark",
-        description="Checks that a benchmark's questions and videos are where the harness looks for them, links, "
-        "extracts or downloads what is missing, and says what is left to do. Exit code 0: ready.",
-        epilog="example: bimba prepare videomme --dry-run",
+        "check and complete the data of a benchmark",
+        "Checks that a benchmark's questions and videos are where the harness looks for them, links, extracts or "
+        "downloads what is missing, and says what is left to do. Exit code 0: ready.",
+        ["bimba prepare all --dry-run", "bimba prepare videomme --from /disk/Video-MME"],
     )
     names = (*SOURCES, "all")
     prepare.add_argument("benchmark", choices=names, metavar="BENCHMARK", help=", ".join(names))

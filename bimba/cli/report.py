@@ -7,16 +7,17 @@ import shlex
 import sys
 from pathlib import Path
 
-from bimba.cli.common import Commands
+from bimba.cli.common import Commands, add_command
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
-    report = commands.add_parser(
+    report = add_command(
+        commands,
         "report",
-        help="one page of a sweep's runs",
-        description="Collects finished runs of train.py with their evaluations into report.html, report.md, plots, "
-        "cells.csv and report.json: accuracy with intervals over seeds and questions, costs, losses, settings.",
-        epilog="example: bimba report outputs/train/sweep/... --out outputs/report",
+        "one page of a sweep's runs",
+        "Collects finished runs of train.py with their evaluations into report.html, report.md, plots, cells.csv and "
+        "report.json: accuracy with intervals over seeds and questions, costs, losses, settings.",
+        ["bimba report outputs/train/sweep/... --out outputs/report"],
     )
     report.add_argument("runs", metavar="RUNS", nargs="+", help="run folders, sweep folders, or patterns of them")
     report.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")

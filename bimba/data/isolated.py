@@ -73,6 +73,16 @@ def read_videos_with(
         os.environ[ISOLATE] = str(int(isolate))
 
 
+def start_early() -> None:
+    """Starts a decoding process before there is a video, so that it gets ready while this one imports or loads a model.
+
+    Raises:
+        BimbaError: no process could be started.
+    """
+    if os.environ.get(ISOLATE, "1") != "0":
+        _give_back(_start())
+
+
 def call(
     function: Callable[..., tuple[Frames, list[Note]]],
     *arguments: Any,

@@ -8,6 +8,7 @@ from typing import Any
 
 from bimba.data.prompt import multiple_choice, open_ended
 from bimba.inference.answer import Choice, Generation, bare_options
+from bimba.inference.conversation import Conversation, ReadVideo
 
 
 class Answering(ABC):
@@ -62,6 +63,19 @@ class Answering(ABC):
             BimbaError: an empty prompt, or too few or too many options.
             SequenceTooLongError: the prompt is longer than the model takes.
         """
+
+    @abstractmethod
+    def asked(self, prompt: str) -> ReadVideo:
+        """The video as the language model reads it when this is asked about it first.
+
+        Raises:
+            BimbaError: an empty prompt.
+            SequenceTooLongError: the prompt is longer than the model takes.
+        """
+
+    def chat(self) -> Conversation:
+        """A conversation about the video, in which each answer knows what was said before."""
+        return Conversation(self.asked)
 
     def ask(self, question: str, max_new_tokens: int | None = None, *, short: bool = False) -> str:
         """The answer in words, greedily decoded.

@@ -9,16 +9,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from bimba.inference.answer import Choice, Generation, choice_from_logits, letter_token_ids
 from bimba.inference.answering import Answering
+from bimba.inference.conversation import MAX_NEW_TOKENS
+from bimba.inference.prefix import copy_of, cut_to, layers_of, states_of
 from bimba.model.bimba import CACHE, BimbaForConditionalGeneration
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
 
-MAX_NEW_TOKENS = 256
 END_OF_TURN = "<|im_end|>"
 # Greedy, as the original evaluates, whatever the checkpoint's generation_config says; None is transformers' default.
 _UNLESS_ASKED = {
@@ -46,6 +46,7 @@ class Engine(Protocol):
     @property
     def max_length(self) -> int: ...
     def tokenize(self, question: str, num_video_tokens: int) -> Tensor: ...
+    def tokenize_turns(self, said: Sequence[str], num_video_tokens: int) -> Tensor: ...
     def check_length(self, num_tokens: int, num_frames: int, new_tokens: int = 0) -> None: ...
 
 
@@ -69,7 +70,7 @@ class EncodedVideo(Answering):
     @property
     def num_bytes(self) -> int:
         """Memory that the tokens and the keys and values take."""
-        states = [state for layer in self._layers() for state in _states(layer)]
+        states = [state for layer in layers_of(self.prefix) for state in states_of(layer)]
         return int(self.tokens.nbytes) + sum(int(state.nbytes) for state in states)
 
     @torch.inference_mode()
@@ -105,8 +106,8 @@ class EncodedVideo(Answering):
             mask[row, start : start + length - len(ids)] = 0
             embeddings[row, start + length - len(ids) :] = video._embed(ids)[0, start:]
             video._rewound()
-        layers = zip(*(video._layers() for video in videos), strict=True)
-        copies = [tuple(map(_stacked, zip(*map(_states, layer), strict=True))) for layer in layers]
+        layers = zip(*(layers_of(video.prefix) for video in videos), strict=True)
+        copies = [tuple(map(_stacked, zip(*map(states_of, layer), strict=True))) for layer in layers]
         prefix = DynamicCache(copies)  # copies them, so that the videos' own stay as they are
         limits = [first._limit(ids, max_new_tokens) for ids in prompt_ids]
         answers = first._decode(embeddings, mask, prefix, max(limits), settings)
@@ -124,6 +125,42 @@ class EncodedVideo(Answering):
             logits_to_keep=1,
         ).logits[0, -1]
         return choice_from_logits(logits, letter_ids, prompt_tokens=len(ids))
+
+    def asked(self, prompt: str) -> EncodedVideo:
+        """This video: whatever is asked first, the language model reads the same."""
+        return self
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence the language model takes, in tokens."""
+        return self.engine.max_length
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.engine.processor.tokenizer
+
+    def turn_ids(self, said: Sequence[str]) -> Tensor:
+        """(L,) ids of a conversation about this video: questions and answers in turn, a question first and last."""
+        return self.engine.tokenize_turns(said, len(self.tokens))
+
+    def prefix_copy(self) -> DynamicCache:
+        """Keys and values of the prefix, for whoever lets them grow."""
+        return copy_of(self._rewound())
+
+    @torch.inference_mode()
+    def continuation(self, ids: Tensor, cache: DynamicCache, max_new_tokens: int, **settings: Any) -> Tensor:
+        """The ids that the model puts behind a prompt, its end of turn included.
+
+        Args:
+            ids: (L,) the whole prompt, on the CPU.
+            cache: keys and values of its first positions, fewer than L; those of the others and of the answer join
+                them.
+            settings: as for :meth:`generate`.
+        """
+        embeddings = self._embed(ids)
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        (words,) = self._decode(embeddings, mask, cache, max_new_tokens, settings)
+        return words
 
     def _tokenize(self, prompts: Sequence[str], max_new_tokens: int | None) -> list[Tensor]:
         """(L,) ids of each whole prompt, if they and their answers fit into the model."""
@@ -184,24 +221,9 @@ class EncodedVideo(Answering):
         text = str(self.engine.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return Generation(text, prompt_tokens=prompt_tokens, new_tokens=len(ids))
 
-    def _layers(self) -> list[DynamicLayer]:
-        """The cache, layer by layer; every layer of Qwen2's is a DynamicLayer."""
-        return [layer for layer in self.prefix.layers if isinstance(layer, DynamicLayer)]
-
     def _rewound(self) -> DynamicCache:
-        """The cache, holding the prefix alone.
-
-        Rewound before use, not after, and each layer by what it holds: an interrupted answer leaves layers of different
-        lengths behind, and must do no harm to the next one.
-        """
-        for layer in self._layers():
-            layer.crop(len(self.prefix_ids) - layer.get_seq_length())
-        return self.prefix
-
-
-def _states(layer: DynamicLayer) -> list[Tensor]:
-    """Keys and values, each (B, heads, L, head size), once there are any."""
-    return [state for state in (layer.keys, layer.values) if state is not None]
+        """The cache, holding the prefix alone: rewound before use, not after, as an answer may be interrupted."""
+        return cut_to(self.prefix, len(self.prefix_ids))
 
 
 def _stacked(states: Sequence[Tensor]) -> Tensor:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -54,6 +55,10 @@ class VideoQA:
             ahead, together; 0 keeps none, and decodes one at a time.
         store: a folder that keeps the compressed tokens of videos over runs, or the space-time tokens where the
             compressor reads the question, so that they are decoded and encoded but once; None: nowhere.
+
+    Attributes:
+        on_stage: called with "decoding", "encoding" (vision tower and compressor) or "prefill" (the language model's
+            pass over the video) when that begins; does nothing unless somebody who shows progress sets it.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class VideoQA:
         self.processor = processor
         self.cache: LRUCache[Video] = LRUCache(cache_bytes)
         self.store = store
+        self.on_stage: Callable[[str], None] = lambda stage: None
 
     @classmethod
     def from_pretrained(
@@ -192,6 +198,7 @@ class VideoQA:
         if self.store is not None and (found := self.store.get(self._stored_name(key))) is not None:
             tokens, is_short = found
             return Loaded(tokens, are_tokens=True, is_short=is_short)
+        self.on_stage("decoding")
         frames = read_frames(key.path, key.num_frames, short_videos=key.short_videos)
         pixel_values = frames_to_pixels(frames, self.processor.image_processor)
         return Loaded(pixel_values, are_tokens=False, is_short=frames.num_total < key.num_frames)
@@ -259,6 +266,7 @@ class VideoQA:
         Args:
             pixel_values: (T, 3, height, width).
         """
+        self.on_stage("encoding")
         pixels = pixel_values.to(self.model.device, self.model.dtype)
         if self.model.question_conditioned:
             (tokens,) = self.model.space_time_tokens(pixels[None])
@@ -276,6 +284,7 @@ class VideoQA:
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, num_frames: int) -> EncodedVideo:
         """The language model's pass over (tokens, C) tokens of a video and what stands before them."""
+        self.on_stage("prefill")
         self.check_length(len(tokens), num_frames)
         # Any question gives the same ids up to the last video token; EncodedVideo relies on it.
         prompt = self.tokenize("?", len(tokens))
@@ -288,10 +297,18 @@ class VideoQA:
 
     def tokenize(self, question: str, num_video_tokens: int) -> Tensor:
         """(L,) ids of a one-turn prompt about one video, on the CPU."""
-        if not question.strip():
+        return self.tokenize_turns([question], num_video_tokens)
+
+    def tokenize_turns(self, said: Sequence[str], num_video_tokens: int) -> Tensor:
+        """(L,) ids of a conversation about one video that the model is to go on with, on the CPU.
+
+        Args:
+            said: questions and answers in turn, a question first and last.
+        """
+        if not said[-1].strip():
             raise BimbaError("The question is empty; give the text of a question.")
-        asked = with_medium(question, newline=self.processor.newline_after_medium)
-        conversation = [{"from": "human", "value": asked}]
+        texts = [with_medium(said[0], newline=self.processor.newline_after_medium), *said[1:]]
+        conversation = [{"from": speaker, "value": text} for speaker, text in zip(cycle(("human", "gpt")), texts)]
         return tokenize_prompt(conversation, self.processor.tokenizer, [num_video_tokens])
 
     def check_length(self, num_tokens: int, num_frames: int, new_tokens: int = 0) -> None:

@@ -59,6 +59,7 @@ def look(
         raise BimbaError("Options, or a short answer, are of a question; give one.")
     num_frames = engine.num_frames if num_frames is None else num_frames
     engine.check_length(engine.processor.num_video_tokens(num_frames), num_frames)
+    engine.on_stage("decoding")
     frames = read_frames(path, num_frames, short_videos=short_videos)
     answer = None
     with watch(compressor) as seen:

@@ -147,7 +147,7 @@ def test_data_of_the_configuration(tmp_path, capsys, monkeypatch):
 )
 def test_what_the_user_got_wrong(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("BIMBA_ROOT", str(tmp_path))
-    assert main(["data", "check", *arguments]) == 2
+    assert main(["data", "check", *arguments]) == 1
     assert message in capsys.readouterr().err
 
 

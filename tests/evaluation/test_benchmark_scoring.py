@@ -172,7 +172,7 @@ def sample(uid="u", answer="A"):
 )
 def test_files_that_hold_no_answers_are_named(tmp_path, capsys, name, content, message):
     (tmp_path / name).write_text(content)
-    assert cli.main(["egoschema-submission", str(tmp_path / name), str(tmp_path / "s.csv")]) == 2
+    assert cli.main(["egoschema-submission", str(tmp_path / name), str(tmp_path / "s.csv")]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert str(tmp_path / name) in error
@@ -188,11 +188,11 @@ def test_samples_of_both_writers_are_read_alike(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["missing.jsonl", "s.csv"], "is not a file"), (["missing.jsonl", "s.txt"], "ends in .csv")],
+    ("arguments", "code", "message"),
+    [(["missing.jsonl", "s.csv"], 1, "is not a file"), (["missing.jsonl", "s.txt"], 2, "ends in .csv")],
 )
-def test_wrong_names_are_user_errors(capsys, arguments, message):
-    assert cli.main(["egoschema-submission", *arguments]) == 2
+def test_wrong_names_are_user_errors(capsys, arguments, code, message):
+    assert cli.main(["egoschema-submission", *arguments]) == code
     assert message in capsys.readouterr().err
 
 

@@ -134,12 +134,12 @@ def test_a_sweep_without_evaluations_still_has_its_costs_and_losses(tmp_path, ca
     ("record", "message"),
     [({"status": "failed", "error": "boom"}, "None of the 1 cells is finished"), (None, "is no run and holds none")],
 )
-def test_user_errors_are_one_line_and_exit_2(tmp_path, capsys, record, message):
+def test_user_errors_are_one_line_and_exit_1(tmp_path, capsys, record, message):
     if record:
         write_run(tmp_path / "sweep" / "a", **record)
     else:
         (tmp_path / "sweep").mkdir()
-    assert cli.main(["report", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]) == 2
+    assert cli.main(["report", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -46,5 +46,5 @@ def test_a_home_that_cannot_be_one_is_an_error(prepare, monkeypatch, tmp_path, v
     (tmp_path / "FILE").touch()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "FILE") if value == "FILE" else value)
     code, printed, _ = prepare("mlvu")
-    assert code == cli.USER_ERROR
+    assert code == cli.FAILED
     assert message in printed

@@ -142,7 +142,7 @@ def test_a_name_cannot_lead_out_of_the_folder(home, prepare, monkeypatch, tmp_pa
 )
 def test_what_cannot_be_searched_is_an_error(prepare, home, arguments, message):
     code, printed, _ = prepare(*arguments)
-    assert code == cli.USER_ERROR
+    assert code == cli.FAILED
     assert message in printed
 
 
@@ -168,5 +168,5 @@ def test_another_data_set_is_not_taken_for_it(home, prepare, monkeypatch):
 
     monkeypatch.setattr(questions, "read_rows", lambda *args: [{"video": 1, "question": "?"}])
     code, printed, _ = prepare("mlvu", "--offline")
-    assert code == cli.USER_ERROR
+    assert code == cli.FAILED
     assert "A question of mlvu has no column 'video_name', but video, question" in printed
