@@ -20,7 +20,8 @@
 
 namespace {
 
-constexpr int GROUP = 16;  // states that are scanned together
+// States that are scanned together. Forward they, their A and what their decay takes fit the registers.
+constexpr int FORWARD_GROUP = 8, BACKWARD_GROUP = 16;
 
 // Scans N states of a tile; y[q] += sum_n C h at the queries. What else there is to do is done token by token with it:
 // meanwhile(i).
@@ -38,13 +39,11 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
 #pragma GCC unroll 16
     for (int n = 0; n < N; n += K) {
       vec decay[K];
-      for (int k = 0; k < K; ++k) decay[k] = step * A_log2[n + k];
-      if constexpr (BOUNDED) exp2_bounded(decay);
-      else exp2(decay);
+      decays<BOUNDED>(step, A_log2 + n, decay);
       for (int k = 0; k < K; ++k) h[n + k] = decay[k] * h[n + k] + step_u * b[n + k];
     }
     meanwhile(i);
-    if (q < queries.count && queries.local[q] == i) {
+    if (queries.local[q] == i) {
       const float* c = C + q * states;
       vec even = {}, odd = {};
 #pragma GCC unroll 16
@@ -54,13 +53,6 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
   }
 #pragma GCC unroll 16
   for (int n = 0; n < N; ++n) h_memory[n] = h[n];
-}
-
-// Calls f<GROUP>, f<GROUP / 2>, ... on successive groups of states until all are done.
-template <int SIZE = GROUP, typename F>
-void for_groups(int64_t states, F&& f, int64_t n = 0) {
-  for (; n + SIZE <= states; n += SIZE) f(std::integral_constant<int, SIZE>(), n);
-  if constexpr (SIZE > 1) for_groups<SIZE / 2>(states, f, n);
 }
 
 template <typename T>
@@ -87,6 +79,7 @@ void forward_range(const Scan& s, int64_t range) {
     const TileQueries queries(s, start, size);
     read_states(s, s.rows<T>(s.B, s.B_strides), start, size, B_tile.data());
     read_queries(s, s.rows<T>(s.C, s.C_strides), queries, C_tile.data());
+    Prefetcher<T> prefetcher(s, start + TILE < s.length ? start + TILE : start, first, last - first);
     for (int64_t v = first; v < last; ++v) {
       Carried& c = carried[v - first];
       if (s.starts != nullptr) {
@@ -98,16 +91,20 @@ void forward_range(const Scan& s, int64_t range) {
       const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
       const int64_t next_start = v + 1 < last ? start : start + TILE;
       const bool bounded = in->is_bounded(c.p, size);
-      is_read = bounded && next_start < s.length && p.lanes == LANES;
+      is_read = bounded && s.size_of_tile(next_start) == size && p.lanes == LANES;
       TileReader<T> reader(s, p, is_read ? next_start : start, next);
+      auto prepare = [&](int i) {
+        prefetcher();
+        reader(i);
+      };
       auto nothing = [](int) {};
-      for_groups(s.states, [&](auto group, int64_t n) {
+      for_groups<FORWARD_GROUP>(s.states, [&](auto group, int64_t n) {
         const auto scan = [&](auto of_bounded, auto& meanwhile) {
           scan_states<group(), of_bounded()>(*in, size, queries, &B_tile[n], &C_tile[n], s.states, &c.p.A_log2[n],
                                               &c.h[n], y_tile, meanwhile);
         };
         if (!bounded) scan(std::false_type(), nothing);
-        else if (n == 0 && is_read) scan(std::true_type(), reader);  // softplus's latency hides behind the scan
+        else if (n == 0 && is_read) scan(std::true_type(), prepare);  // softplus's latency hides behind the scan
         else scan(std::true_type(), nothing);
       });
       std::swap(in, next);
@@ -142,9 +139,8 @@ void backward_states(const TileInputs& in, int size, const TileQueries& queries,
     const float* b = B + i * states;
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      vec one[] = {step * A_log2[n]};
-      if constexpr (BOUNDED) exp2_bounded(one);
-      else exp2(one);
+      vec one[1];
+      decays<BOUNDED>(step, A_log2 + n, one);
       decay[i][n] = one[0];
       h[i + 1][n] = decay[i][n] * h[i][n] + step_u * b[n];
     }
@@ -167,18 +163,18 @@ void backward_states(const TileInputs& in, int size, const TileQueries& queries,
       }
       --q;
     }
-    vec by_u = {}, by_step = {};
+    vec by_u[2] = {}, by_step[2] = {};  // two of each, so that no sum waits for itself
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {  // e[n] is g here
       dB[n] += e[n] * step_u;
-      by_u += e[n] * b[n];
+      by_u[n % 2] += e[n] * b[n];
       e[n] *= decay[i][n];
       const vec d_exponent = e[n] * h[i][n];
-      by_step += d_exponent * A_log2[n];
+      by_step[n % 2] += d_exponent * A_log2[n];
       dA_sum[n] += d_exponent * step;
     }
-    dstep_u[i] += by_u;
-    dstep[i] += by_step * (1.0f / LOG2_E);
+    dstep_u[i] += by_u[0] + by_u[1];
+    dstep[i] += (by_step[0] + by_step[1]) * (1.0f / LOG2_E);
   }
   for (int n = 0; n < N; ++n) { e_memory[n] = e[n]; dA[n] = dA_sum[n]; }
 }
@@ -211,6 +207,7 @@ void backward_range(const Scan& s, int64_t range) {
     read_states(s, s.rows<T>(s.B, s.B_strides), start, size, B_tile.data());
     read_queries(s, s.rows<T>(s.C, s.C_strides), queries, C_tile.data());
     sums.clear();
+    Prefetcher<T> prefetcher(s, start >= TILE ? start - TILE : start, first, last - first);
     for (int64_t v = first; v < last; ++v) {
       Carried& c = carried[v - first];
       const int64_t channel = c.p.channel;
@@ -226,17 +223,18 @@ void backward_range(const Scan& s, int64_t range) {
       const bool bounded = in->is_bounded(c.p, size);
       is_read = bounded && next_start >= 0 && s.size_of_tile(next_start) == size && p.lanes == LANES;
       TileReader<T> reader(s, p, is_read ? next_start : start, next);
-      const auto output = [&](int i) { return (s.row * s.length + s.token(start + i)) * s.channels + channel; };
+      const GradientRows rows(s, start, channel);
       auto prefetch = [&](int i) {
-        __builtin_prefetch(s.du + output(i), 1);  // to be written: stores that miss would hold up all behind them
-        __builtin_prefetch(s.ddelta + output(i), 1);
+        __builtin_prefetch(rows.du(i), 1);  // to be written: stores that miss would hold up all behind them
+        __builtin_prefetch(rows.ddelta(i), 1);
       };
       auto prepare = [&](int i) {
         prefetch(i);
+        prefetcher();
         if (is_read) reader(i);
       };
       auto nothing = [](int) {};
-      for_groups(s.states, [&](auto group, int64_t n) {
+      for_groups<BACKWARD_GROUP>(s.states, [&](auto group, int64_t n) {
         const auto scan = [&](auto of_bounded, auto& meanwhile) {
           backward_states<group(), of_bounded()>(*in, size, queries, &B_tile[n], &C_tile[n], s.states,
                                                  &c.p.A_log2[n], &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u,
@@ -246,18 +244,25 @@ void backward_range(const Scan& s, int64_t range) {
         else if (n == 0) scan(std::true_type(), prepare);
         else scan(std::true_type(), nothing);
       });
-      for (int i = 0, q = 0; i < size; ++i) {
-        vec du = dstep_u[i] * in->step[i];
-        vec ddelta = dstep[i] + dstep_u[i] * in->u[i];
-        if (s.softplus) ddelta *= logistic(in->delta[i]);
-        if (q < queries.count && queries.local[q] == i) {
-          du += c.p.D * dy_tile[q];
-          c.dD += in->u[i] * dy_tile[q++];
+      const auto finish = [&](auto lanes) {  // a constant, but for the last channels: else sums lie in memory
+        vec dD = c.dD, dbias = c.dbias;
+        for (int i = 0, q = 0; i < size; ++i) {
+          vec du = dstep_u[i] * in->step[i];
+          vec ddelta = dstep[i] + dstep_u[i] * in->u[i];
+          if (s.softplus) ddelta *= logistic(in->delta[i]);
+          if (queries.local[q] == i) {
+            du += c.p.D * dy_tile[q];
+            dD += in->u[i] * dy_tile[q++];
+          }
+          dbias += ddelta;
+          store_part(rows.du(i), du, lanes);
+          store_part(rows.ddelta(i), ddelta, lanes);
         }
-        c.dbias += ddelta;
-        store_part(s.du + output(i), du, lanes);
-        store_part(s.ddelta + output(i), ddelta, lanes);
-      }
+        c.dD = dD;
+        c.dbias = dbias;
+      };
+      if (lanes == LANES) finish(std::integral_constant<int, LANES>());
+      else finish(lanes);
       std::swap(in, next);
     }
     for (int i = 0; i < size; ++i) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "vec.h"
@@ -61,10 +62,16 @@ struct Scan : Arguments {
 // The outputs among the positions of one tile, in the order of the scan.
 struct TileQueries {
   int count = 0;
-  int local[TILE];        // place in the tile
+  int local[TILE + 1];    // place in the tile; behind the last a place that is in no tile
   int64_t output[TILE];   // place among the outputs
 
   TileQueries(const Scan& s, int64_t start, int size) {
+    find(s, start, size);
+    local[count] = TILE;
+  }
+
+ private:
+  void find(const Scan& s, int64_t start, int size) {
     if (s.query_index == nullptr) {
       for (int i = 0; i < size; ++i) add(i, s.token(start + i));
       return;
@@ -127,9 +134,38 @@ struct TileInputs {
   vec u[TILE], delta[TILE], step[TILE], step_u[TILE];  // delta: with its bias, before softplus
 
   bool is_bounded(const Parameters& p, int size) const {  // whether all exponents are within BOUND
-    ivec shorter = ~ivec{};
-    for (int i = 0; i < size; ++i) shorter &= magnitude(step[i]) < p.longest;
-    return all(shorter);
+    // The bits of positive floats are in the order of the floats; behind them come NaN, and all that is negative.
+    uvec longest = {};
+    for (int i = 0; i < size; ++i) longest = (uvec)step[i] > longest ? (uvec)step[i] : longest;
+    return all(((ivec)longest >= 0) & ((vec)longest < p.longest));
+  }
+};
+
+// Calls for the memory of a tile in the order in which it lies there, a line of u and one of delta at a time: vector by
+// vector, rows lie too far apart for the processor to foresee them, and each waits for the memory.
+template <typename T>
+struct Prefetcher {
+  const T *u, *delta;
+  int64_t u_step, delta_step;  // from behind a row to the next one
+  int64_t count, column = 0;   // in vectors
+
+  Prefetcher(const Scan& s, int64_t start, int64_t first, int64_t count) : count(count) {
+    const Rows<T> u_rows = s.rows<T>(s.u, s.u_strides), delta_rows = s.rows<T>(s.delta, s.delta_strides);
+    u = u_rows[s.token(start)] + first * LANES;
+    delta = delta_rows[s.token(start)] + first * LANES;
+    u_step = (s.reverse ? -u_rows.stride : u_rows.stride) - count * LANES;
+    delta_step = (s.reverse ? -delta_rows.stride : delta_rows.stride) - count * LANES;
+  }
+
+  void operator()() {
+    __builtin_prefetch(u);
+    __builtin_prefetch(delta);
+    u += LANES;
+    delta += LANES;
+    if (++column < count) return;
+    column = 0;
+    u += u_step;
+    delta += delta_step;
   }
 };
 
@@ -152,9 +188,7 @@ struct TileReader {
     delta_stride = s.reverse ? -delta_rows.stride : delta_rows.stride;
   }
 
-  void operator()(int i) {  // of a full vector
-    if (i < size) read(i, LANES);
-  }
+  void operator()(int i) { read(i, LANES); }  // of a full vector
 
   void read_all() {
     for (int i = 0; i < size; ++i) read(i, lanes);
@@ -188,6 +222,35 @@ void read_queries(const Scan& s, Rows<T> source, const TileQueries& queries, flo
     const T* row = source[queries.output[q]];
     for (int64_t n = 0; n < s.states; ++n) *x++ = to_float(row[n]);
   }
+}
+
+// Where the gradients of one vector of channels go, position by position of a tile.
+struct GradientRows {
+  float *first_du, *first_ddelta;
+  int64_t stride;
+
+  GradientRows(const Scan& s, int64_t start, int64_t channel) : stride(s.reverse ? -s.channels : s.channels) {
+    const int64_t offset = (s.row * s.length + s.token(start)) * s.channels + channel;
+    first_du = s.du + offset;
+    first_ddelta = s.ddelta + offset;
+  }
+  float* du(int i) const { return first_du + i * stride; }
+  float* ddelta(int i) const { return first_ddelta + i * stride; }
+};
+
+// Of K states in one step: exp(step A).
+template <bool BOUNDED, int K>
+inline void decays(vec step, const vec* A_log2, vec (&decay)[K]) {
+  if constexpr (BOUNDED) return exp2_product(step, A_log2, decay);
+  for (int k = 0; k < K; ++k) decay[k] = step * A_log2[k];
+  exp2(decay);
+}
+
+// Calls f<SIZE>, f<SIZE / 2>, ... on successive groups of states until all are done.
+template <int SIZE, typename F>
+void for_groups(int64_t states, F&& f, int64_t n = 0) {
+  for (; n + SIZE <= states; n += SIZE) f(std::integral_constant<int, SIZE>(), n);
+  if constexpr (SIZE > 1) for_groups<SIZE / 2>(states, f, n);
 }
 
 }  // namespace

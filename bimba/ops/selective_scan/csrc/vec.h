@@ -17,6 +17,7 @@ constexpr int LANES = 4;
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half_vec __attribute__((vector_size(2 * LANES)));
 
 static inline vec splat(float x) { return x - vec{}; }
@@ -102,38 +103,40 @@ static inline void exp2(vec (&x)[K]) {
 
 constexpr float BOUND = 126.0f;
 
-// The same where no lane is beyond BOUND: fewer instructions, of which the units that multiply are short. Under AVX-512
-// x = k / 32 + f with k whole and |f| <= 1/64. The lowest 5 bits of k choose 2^(k / 32) from two registers, the others
-// join its exponent; 2^f by a polynomial of degree 2. The relative error is at most 2e-7, none at 0; that of 1 - 2^x,
-// next to 0, 1.2e-5: there, rounding 2^x to a float alone makes it as large.
+// 2^(a b) where no lane of the product is beyond BOUND: fewer instructions than exp2 takes, and a b is not rounded.
+// Under AVX-512 a b = k / 32 + f with k whole and |f| <= 1/64. The lowest 5 bits of k choose 2^(k mod 32 / 32) from two
+// registers, scalef multiplies it by two to the whole part of k / 32; 2^f by a polynomial of degree 2. The relative
+// error is at most 2e-7, none at 0; that of 1 - 2^x, next to 0, 1.2e-5: there, rounding 2^x to a float alone makes it
+// as large.
 template <int K>
-static inline void exp2_bounded(vec (&x)[K]) {
-  vec t[K], f[K], p[K];
-#if defined(__AVX512DQ__)
-  alignas(64) static const int32_t POWERS[] = {  // bits of 2^(k / 32), less k << 18, which is added with all of k
-      0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
-      0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
-      0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
-      0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+static inline void exp2_product(vec a, const vec* b, vec (&power)[K]) {
+#if defined(__AVX512F__)
+  alignas(64) static const float POWERS[] = {
+      1.0f, 1.0218972f, 1.0442737f, 1.0671405f, 1.0905077f, 1.1143868f, 1.1387886f, 1.1637249f,
+      1.1892071f, 1.2152474f, 1.2418578f, 1.269051f, 1.2968396f, 1.3252367f, 1.3542556f, 1.38391f,
+      1.4142135f, 1.4451808f, 1.4768262f, 1.5091645f, 1.5422108f, 1.5759809f, 1.6104903f, 1.6457555f,
+      1.6817929f, 1.7186193f, 1.7562522f, 1.7947091f, 1.8340081f, 1.8741677f, 1.9152066f, 1.9571441f};
   const __m512 low = _mm512_load_ps(POWERS), high = _mm512_load_ps(POWERS + LANES);
   const __m512 magic = (__m512)splat(0x1.8p18f);  // 1.5 * 2^18: adding it leaves k in the lowest bits
-  for (int k = 0; k < K; ++k)  // with a rounding mode: otherwise the compiler fuses it with the product that x is
-    t[k] = (vec)_mm512_add_round_ps((__m512)x[k], magic, _MM_FROUND_CUR_DIRECTION);
-  for (int k = 0; k < K; ++k) f[k] = (vec)_mm512_reduce_ps((__m512)x[k], 5 << 4);  // what 5 binary digits leave
-  for (int k = 0; k < K; ++k) p[k] = f[k] * 0.240227681f + 0.693155311f;
-  for (int k = 0; k < K; ++k) {
-    const vec power = (vec)_mm512_permutex2var_ps(low, (__m512i)t[k], high);
-    x[k] = (vec)((ivec)power + ((ivec)t[k] << 18));
-  }
-  for (int k = 0; k < K; ++k) x[k] = x[k] * (p[k] * f[k]) + x[k];
+  __m512i k[K];
+  __m512 whole[K], f[K], p[K];  // whole: k / 32
+  for (int i = 0; i < K; ++i) k[i] = (__m512i)_mm512_fmadd_ps((__m512)a, (__m512)b[i], magic);
+  for (int i = 0; i < K; ++i) whole[i] = (__m512)k[i] - magic;
+  for (int i = 0; i < K; ++i) f[i] = _mm512_fmsub_ps((__m512)a, (__m512)b[i], whole[i]);
+  for (int i = 0; i < K; ++i) p[i] = f[i] * 0.240227681f + 0.693155311f;
+  for (int i = 0; i < K; ++i)
+    power[i] = (vec)_mm512_scalef_ps(_mm512_permutex2var_ps(low, k[i], high), whole[i]);
+  for (int i = 0; i < K; ++i) power[i] = power[i] * (vec)(p[i] * f[i]) + power[i];
 #else
   const float magic = 12582912.0f;
-  for (int k = 0; k < K; ++k) {
-    t[k] = x[k] + magic;
-    f[k] = x[k] - (t[k] - magic);
+  vec n[K], f[K];
+  for (int i = 0; i < K; ++i) {
+    const vec x = a * b[i];
+    n[i] = x + magic;
+    f[i] = x - (n[i] - magic);
   }
-  exp2_polynomial(f, p);
-  for (int k = 0; k < K; ++k) x[k] = (vec)((ivec)p[k] + ((ivec)t[k] << 23));
+  exp2_polynomial(f, power);
+  for (int i = 0; i < K; ++i) power[i] = (vec)((ivec)power[i] + ((ivec)n[i] << 23));
 #endif
 }
 
