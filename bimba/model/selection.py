@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bimba.model import compressor as compressors
 from bimba.model.block import MambaBlock
@@ -200,8 +199,8 @@ def direction_inputs(watched: Watched) -> Iterator[DirectionInputs]:
     for number in range(2 if mixer.bidirectional else 1):
         directions = mixer.directions((number,))
         u = mixer.convolve(inner, directions)
-        delta, B, C = mixer.scan_inputs(u, directions)
-        step = F.softplus(delta[0, 0].to(directions.dt_bias.dtype) + directions.dt_bias[0])
+        _, B, C = mixer.scan_inputs(u, directions)
+        step = mixer.step_sizes(u, directions)[0, 0]
         z = bidirectional_conv1d(inner, directions.conv, directions.conv_bias, False, directions.reverse)
         yield DirectionInputs(
             u=inner[0],
