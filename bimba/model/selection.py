@@ -16,7 +16,6 @@ places. What is held fixed, as attention's weights are when attention is drawn: 
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,8 +105,9 @@ def last_scan(compressor: nn.Module | None) -> MambaBlock:
     """
     if blocks := _scans(compressor):
         return blocks[-1]
-    names = [module.name for module in pkgutil.iter_modules(compressors.__path__) if not module.name.startswith("_")]
-    able = [name for name in names if _scans(compressors.build_compressor({"name": name}, hidden_size=16))]
+    able = [
+        name for name in compressors.names() if _scans(compressors.build_compressor({"name": name}, hidden_size=16))
+    ]
     found = "no compressor" if compressor is None else f"a {type(compressor).__name__}, without such a scan"
     raise BimbaError(
         f"A selection map takes Mamba's scan apart, and this model has {found}. Give a checkpoint whose compressor is "
