@@ -181,7 +181,8 @@ def answer(config: DictConfig, changes: list[Change], folder: Path, loggers: lis
         return None
     write_answers(folder, results, handle_non_serializable)
     evaluation = examine_run(config, changes, model, results, seen)
-    more = {"temporal_pooling": model.temporal_pooling, "answers": config.answers}
+    pooled = {"temporal_pooling": model.reduction[0], "reduction": list(model.reduction)}
+    more = {**pooled, "answers": config.answers}
     write_evaluation(folder, evaluation, **more, readings=answer_readings(results))
     with results_in(folder):
         log_evaluation(loggers, evaluation)

@@ -4,6 +4,7 @@
     python benchmarks/compressor.py --frames 16 --hidden-size 256 --backward
     python benchmarks/compressor.py --frames 16 --hidden-size 256 --dtype bfloat16
     python benchmarks/compressor.py --plot growth.png
+    python benchmarks/compressor.py --every --frames 8     all compressors there are (every_compressor.py)
     python benchmarks/compressor.py --gpu                  the 7B layer in bfloat16, 64 and 256 frames
 
 Compared, all reading T x 729 space-time tokens and T x 196 queries:
@@ -120,12 +121,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep-memory", action="store_true", help="time with memory that is never given back")
     parser.add_argument("--plot", type=Path, help="draw time and memory against frames into this file")
     parser.add_argument("--gpu", action="store_true", help="measure on the GPU, against the kernels installed there")
+    parser.add_argument("--every", action="store_true", help="all compressors, on the first of --frames (default: 8)")
     options = parser.parse_args(argv)
     if options.gpu:
         import gpu
 
         return gpu.main(options.frames or [64, 256], options.hidden_size or 3584, options.repeats)
     torch.set_num_threads(options.threads)
+    if options.every:
+        import every_compressor
+
+        frames, hidden_size = (options.frames or [8])[0], options.hidden_size or 128
+        dtype = getattr(torch, options.dtype)
+        return every_compressor.main(frames, hidden_size, dtype, options.backward, options.repeats)
     options.frames = options.frames or [8, 16, 32, 64, 128]
     options.hidden_size = options.hidden_size or 128
     candidates = layers(options.hidden_size, getattr(torch, options.dtype))

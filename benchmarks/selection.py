@@ -8,7 +8,8 @@ with a bootstrapped 95 % interval over clips. Chance is 5 %. "frames" asks the s
 the sum of their tokens; of 32 frames the top 5 % are two, so chance is 6.25 %.
 
 Untrained is the same checkpoint with a compressor that has just been made: same vision, same projector. Its out_proj is
-zero, so it adds nothing to any query; both are therefore measured before out_proj (measure "gated"). A map is the mean
+zero, so it adds nothing to any query; both are therefore measured before out_proj (--measure gated), or behind it, as
+``bimba map`` does, with an untrained out_proj that is drawn as PyTorch does (--measure change). A map is the mean
 over the queries, as ``bimba map`` draws it, or what each token added to the query it added most to (max). "length of
 the token" is the map that needs no scan: how long each token's vector is.
 """
@@ -21,7 +22,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from bimba.checkpoint import load_pretrained
 from bimba.data.isolated import read_frames
 from bimba.data.transform import frames_to_pixels
 from bimba.model.compressor import build_compressor
-from bimba.model.selection import Watched, selection_map, watch
+from bimba.model.selection import Measure, Watched, last_scan, selection_map, watch
 from bimba.types import BimbaError, Frames
 
 TOP = 0.05
@@ -47,6 +48,7 @@ def main() -> int:
         "--skip", type=int, default=0, help="leave out the first so many of them (default: %(default)s)"
     )
     parser.add_argument("--num-frames", type=int, help="frames sampled of each clip (default: the checkpoint's)")
+    parser.add_argument("--measure", choices=get_args(Measure), default="gated", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained compressor and the bootstrap")
     parser.add_argument("--json", type=Path, help="write the scores of every clip, clip by clip")
     options = parser.parse_args()
@@ -72,6 +74,8 @@ def measure(options: argparse.Namespace) -> dict[tuple[str, ...], list[float]]:
     trained = model.compressor
     torch.manual_seed(options.seed)
     fresh = build_compressor(model.config.compressor, model.config.text_config.hidden_size)
+    if options.measure == "change":
+        last_scan(fresh).mixer.out_proj.reset_parameters()
     compressors = {"trained": trained, "untrained": fresh.to(model.device, model.dtype).eval()}
     scores: dict[tuple[str, ...], list[float]] = defaultdict(list)
     side = json.loads((options.data / "config.json").read_text())["config"]["needle_px"]
@@ -84,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[tuple[str, ...], list[float]]:
             with watch(compressor) as seen:
                 model.encode_video(pixel_values)
             shows = needle_tokens(clip, side, frames, seen[-1])
-            for (what, direction), values in maps(seen[-1], name).items():
+            for (what, direction), values in maps(seen[-1], name, options.measure).items():
                 key = (clip["task"], name, what, direction)
                 scores[(*key, "tokens")].append(in_top(values, shows))
                 scores[(*key, "frames")].append(in_top(values.sum((1, 2)), shows.any(2).any(1)))
@@ -95,10 +99,10 @@ def measure(options: argparse.Namespace) -> dict[tuple[str, ...], list[float]]:
     return dict(sorted(scores.items()))
 
 
-def maps(watched: Watched, name: str) -> dict[tuple[str, str], Tensor]:
+def maps(watched: Watched, name: str, measure: Measure) -> dict[tuple[str, str], Tensor]:
     """(mean or max over queries, direction) -> (T, H, W)."""
     found: dict[tuple[str, str], Tensor] = {}
-    selection = selection_map(watched, measure="gated")
+    selection = selection_map(watched, measure=measure)
     for over, values in (("mean", selection.total), ("max", selection.per_query.amax(1))):
         found[over, "both"] = values.sum(0)
         found |= {(over, direction): of_one for direction, of_one in zip(selection.directions, values)}

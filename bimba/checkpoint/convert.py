@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from bimba.checkpoint import original
+from bimba.checkpoint import original, original_tokenizer
 from bimba.checkpoint.card import write_card
 from bimba.checkpoint.folder import check_destination, whole_folder
 from bimba.checkpoint.keymap import to_original
@@ -81,7 +81,7 @@ def _write_ours(source: Source, folder: Path) -> None:
 
 def _write_original(source: Source, folder: Path) -> None:
     original.write_config(source.config, str(source.dtype).removeprefix("torch."), folder)
-    original.write_tokenizer(source.processor.tokenizer, folder)
+    original_tokenizer.write_tokenizer(source.processor.tokenizer, folder)
     if source.generation_config is not None:
         source.generation_config.save_pretrained(folder)
 

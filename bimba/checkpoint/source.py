@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from bimba.checkpoint import lora, original
+from bimba.checkpoint import lora, original, original_tokenizer
 from bimba.checkpoint.errors import FETCH_AGAIN, explained
 from bimba.checkpoint.keymap import PEFT_PREFIX, is_ignored, to_ours
 from bimba.checkpoint.tensors import (
@@ -199,8 +199,8 @@ def _open_ours(folder: Path) -> Source:
     tensors = model_tensors(folder)
     with explained(folder, "processor"):
         processor = BimbaProcessor.from_pretrained(folder)
-    original.check_tokenizer(processor.tokenizer, folder)
-    original.set_turns(config, processor.tokenizer)
+    original_tokenizer.check_tokenizer(processor.tokenizer, folder)
+    original_tokenizer.set_turns(config, processor.tokenizer)
     return Source(folder, config, tensors, processor, _generation_config(folder), is_ours=True)
 
 
@@ -209,7 +209,7 @@ def _open_original(folder: Path) -> Source:
     tensors = _renamed(folder, model_tensors(folder))
     if config.text_config.tie_word_embeddings and tensors.pop(_VOCABULARY[1], None) is not None:
         log.info("Of %s, lm_head.weight is left out: config.json ties it to the embedding", folder)
-    processor = original.build_processor(config, original.read_tokenizer(folder))
+    processor = original_tokenizer.build_processor(config, original_tokenizer.read_tokenizer(folder))
     return Source(folder, config, tensors, processor, _generation_config(folder))
 
 
@@ -223,7 +223,7 @@ def _open_adapter(folder: Path, base: str | os.PathLike[str] | None, merge: bool
             source.config = original.read_config(folder, source.config)
         except BimbaError as error:
             raise BimbaError(f"The adapter {folder} does not fit the base {source.folder}. {error}") from error
-        source.processor = original.build_processor(source.config, source.processor.tokenizer)
+        source.processor = original_tokenizer.build_processor(source.config, source.processor.tokenizer)
     source.tensors |= _renamed(folder, _without_peft(binary_tensors(folder / _OTHER_TRAINED)))
     if any(name.startswith("compressor.") for name in source.tensors):
         source.config.compressor = dict(original.COMPRESSOR)  # an older adapter's config.json may not say so

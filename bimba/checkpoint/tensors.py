@@ -165,6 +165,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_json(path: Path, content: dict[str, Any], *, sort: bool = True) -> None:
+    """As the original writes JSON, byte for byte."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=sort, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def listing(names: list[str], most: int = 12) -> str:
     """Names for a message, the first of many."""
     shown = ", ".join(names[:most])

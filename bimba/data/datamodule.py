@@ -14,8 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from bimba.data.collate import collate
-from bimba.data.dataset import Processor, TooLong, VideoQADataset
+from bimba.data.dataset import TooLong, VideoQADataset
 from bimba.data.isolated import read_videos_with
+from bimba.data.lengths import Processor
 from bimba.data.mixture import Mixture, read_mixture
 from bimba.data.order import by_length, by_modality_and_length
 from bimba.data.packed import Packed, check_litdata

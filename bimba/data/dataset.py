@@ -10,25 +10,25 @@ import os
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from bimba.data.index import Index, check, open_index
 from bimba.data.index_rows import MODALITIES
+from bimba.data.lengths import Processor, estimated_tokens
 from bimba.data.media import image_size, read_image, read_video
 from bimba.data.mixture import Mixture
 from bimba.data.packed import Packed, PackedMedia
-from bimba.data.prompt import MEDIUM_TAG, time_instruction
 from bimba.data.recipe import DEFAULT, Recipe
 from bimba.data.rows import IMAGE, VIDEO, media_of, place
 from bimba.data.sampling import original_step
 from bimba.data.tokenize import IMAGE_TOKEN, VIDEO_TOKEN, Conversation, tokenize_conversation
 from bimba.data.transform import frames_to_pixels
+from bimba.data.turns import with_time_instruction, without_last_question
 from bimba.data.video import check_short_videos
 from bimba.types import (
     BadSample,
@@ -41,22 +41,6 @@ from bimba.types import (
 )
 
 TooLong = Literal["skip", "drop_turns"]  # of a sample over the limit: skip and count it, or drop its last turns first
-_BYTES_PER_TOKEN = 3.0  # of text: English has about 4.5, so that estimates are rather too long than too short
-_MARKUP_TOKENS = 6  # around each turn
-_LARGE_IMAGE = (100_000, 100_000)  # pixels: makes about as many tokens as an image can have
-
-
-class Processor(Protocol):
-    """What the data path needs of a ``BimbaProcessor``."""
-
-    tokenizer: PreTrainedTokenizerBase
-    image_processor: BaseImageProcessor
-
-    def num_video_tokens(self, num_frames: int) -> int: ...
-
-    def num_image_tokens(self, image_size: tuple[int, int], whole: bool = False) -> int: ...
-
-    def image_tiles(self, image: Image.Image, whole: bool = False) -> Tensor: ...
 
 
 class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
@@ -137,21 +121,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
 
     def estimated_tokens(self) -> np.ndarray:
         """(samples,) int64: about how long each sequence is; images and texts count as rather too long."""
-        text = np.ceil(self.index.column("bytes") / _BYTES_PER_TOKEN)
-        markup = _MARKUP_TOKENS * (self.index.column("turns") + 1)  # and the system's turn
-        of_medium = np.array([self._tokens_at_most(modality) for modality in MODALITIES])
-        media = of_medium[self.modalities] * self.index.column("media")
-        return (text + markup + media).astype(np.int64)
-
-    def _tokens_at_most(self, modality: str) -> int:
-        """How many tokens one medium of a sample has; images, whose sizes nobody has looked at, count as large."""
-        if MODALITIES.index(modality) not in self.modalities:
-            return 0
-        if modality == VIDEO:
-            return self.processor.num_video_tokens(self.num_frames)
-        if modality == IMAGE:
-            return self.processor.num_image_tokens(_LARGE_IMAGE)
-        return self.processor.num_image_tokens(_LARGE_IMAGE, whole=True) if modality == "multi_image" else 0
+        return estimated_tokens(self.index, self.processor, self.num_frames)
 
     def row(self, index: int) -> dict[str, Any]:
         """The annotation of one sample, as in the file."""
@@ -269,7 +239,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
                     turns, self.processor.tokenizer, counts, self.max_length, self.recipe, medium_token
                 )
             except SequenceTooLongError:
-                shorter = _without_last_question(turns) if self.too_long == "drop_turns" else None
+                shorter = without_last_question(turns) if self.too_long == "drop_turns" else None
                 if shorter is None:
                     raise
                 turns = shorter
@@ -310,31 +280,9 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
                 )
 
 
-def _without_last_question(turns: Conversation) -> Conversation | None:
-    """The turns before the last question; None where that is the first, or a medium would go with it."""
-    questions = [i for i, turn in enumerate(turns) if turn["from"] == "human"]
-    if len(questions) < 2:
-        return None
-    kept, dropped = turns[: questions[-1]], turns[questions[-1] :]
-    if any(MEDIUM_TAG in turn["value"] for turn in dropped) or all(turn["from"] != "gpt" for turn in kept):
-        return None
-    return kept
-
-
 def _check_speed(frames: Frames) -> None:
     """Raises a VideoDecodeError for a video that the original cannot sample."""
     try:
         original_step(frames.average_fps)
     except BimbaError as error:
         raise VideoDecodeError(f"{frames.path}: {error}") from error
-
-
-def with_time_instruction(conversation: Conversation, duration_s: float, times_s: np.ndarray) -> Conversation:
-    """The conversation with one more time instruction in front of its first turn, word for word the original's.
-
-    There is no space before "Please" and a blank line before the question: of ``<image>\\n`` only the tag moves up.
-    """
-    first, *others = conversation
-    question = first["value"].replace(MEDIUM_TAG, "")
-    instruction = f"{time_instruction(duration_s, times_s)}Please answer the following questions related to this video."
-    return [{**first, "value": f"{MEDIUM_TAG}\n{instruction}\n{question}"}, *others]

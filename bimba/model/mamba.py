@@ -16,18 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bimba.model.directions import IN_FLOAT32, keep_wide, stacked, start_steps, wide
+from bimba.model.directions import Directions as CommonDirections
 from bimba.ops import bidirectional_conv1d
 from bimba.ops.selective_scan import scan_directions
-
-# The scan takes these in float32 whatever the model's dtype, so casting a model to 16 bits must not round them.
-IN_FLOAT32 = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Casts the parameters in place as ``from_pretrained(dtype=...)`` does: ``IN_FLOAT32`` and buffers stay wide."""
     for name, parameter in module.named_parameters():
-        wide = dtype.itemsize < 4 and name.endswith(tuple(f".mixer.{suffix}" for suffix in IN_FLOAT32))
-        parameter.data = parameter.data.to(torch.float32 if wide else dtype)
+        stays = dtype.itemsize < 4 and name.endswith(tuple(f".mixer.{suffix}" for suffix in IN_FLOAT32))
+        parameter.data = parameter.data.to(torch.float32 if stays else dtype)
     return module
 
 
@@ -40,16 +39,15 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _wide(x)
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        x = wide(x)
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.to(self.weight.dtype)
 
 
 class MambaMixer(nn.Module):
     """Selective scans over the sequence, forward and backward; both directions read one ``in_proj`` and one gate.
 
-    ``x_proj``'s rows are the low-rank step size, then B, then C. The backward direction's parameters are called
-    ``*_b`` as in the original: ``A_b_log``, ``D_b``, ``conv1d_b``, ``x_proj_b``, ``dt_proj_b``.
+    ``x_proj``'s rows are the low-rank step size, then B, then C.
     """
 
     def __init__(
@@ -87,9 +85,7 @@ class MambaMixer(nn.Module):
             self.A_b_log = nn.Parameter(torch.empty(self.d_inner, d_state))
             self.D_b = nn.Parameter(torch.empty(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, hidden_size, bias=False)
-        for name, parameter in self.named_parameters():
-            if name in IN_FLOAT32:
-                parameter.data = _wide(parameter.data)  # wherever the model around is built in 16 bits
+        keep_wide(self)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -102,11 +98,8 @@ class MambaMixer(nn.Module):
         log_states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=device).log()  # A[d, n] = -(n + 1)
         self.A_log.copy_(log_states.expand_as(self.A_log))
         self.D.fill_(1.0)
-        # Step sizes start log-uniform in [0.001, 0.1]: the bias is softplus' inverse of such a draw.
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        log_dt = torch.empty(self.d_inner, dtype=torch.float32, device=device).uniform_(math.log(1e-3), math.log(1e-1))
-        dt = log_dt.exp()
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        start_steps(self.dt_proj.bias)
         if self.bidirectional:
             # The original zeroes the diagonal of A_b_log (channel i, state i), so A_b[i, i] = -1 instead of -(i + 1).
             self.A_b_log.copy_(log_states.expand_as(self.A_b_log)).fill_diagonal_(0.0)
@@ -145,21 +138,12 @@ class MambaMixer(nn.Module):
 
     def directions(self, numbers: tuple[int, ...]) -> Directions:
         """The parameters of direction 0 (forward), 1 (backward), or both."""
-        own = [
-            (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
-            (self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b) if self.bidirectional else (),
-        ]
-        conv, x_proj, dt_proj, A_log, D = zip(*(own[number] for number in numbers), strict=True)
+        own = [(self.x_proj, self.dt_proj), (self.x_proj_b, self.dt_proj_b) if self.bidirectional else ()]
+        x_proj, dt_proj = zip(*(own[number] for number in numbers), strict=True)
         return Directions(
-            conv=torch.stack([module.weight.squeeze(1) for module in conv]),
-            conv_bias=torch.stack([module.bias for module in conv]),
+            **stacked(self, numbers),
             x_proj=torch.stack([module.weight for module in x_proj]),
             dt_proj=torch.stack([module.weight for module in dt_proj]),
-            # A, D and the step's bias enter in float32 whatever the model's dtype; the bias joins inside the scan.
-            dt_bias=torch.stack([_wide(module.bias) for module in dt_proj]),
-            A=-torch.exp(torch.stack([_wide(x) for x in A_log])),
-            D=torch.stack([_wide(x) for x in D]),
-            reverse=numbers[0] == 1,
         )
 
     def convolve(self, inner: Tensor, directions: Directions) -> Tensor:
@@ -182,6 +166,10 @@ class MambaMixer(nn.Module):
         """u (R, B, L, D) -> the step size before bias and softplus (R, B, L, D), and B and C (R, B, L, N)."""
         dt, B, C = _project(u, directions.x_proj).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return _project(dt, directions.dt_proj), B, C
+
+    def step_sizes(self, u: Tensor, directions: Directions) -> Tensor:
+        """u (R, B, L, D) -> the step sizes (R, B, L, D), wide, as the scan makes them."""
+        return F.softplus(wide(self.scan_inputs(u, directions)[0]) + directions.dt_bias[:, None, None])
 
     def read_out(self, y: Sequence[Tensor], read: Tensor) -> Tensor:
         """Sums the directions (B, Q, D) and gates them by the input at their positions (B, Q, C) -> (B, Q, C)."""
@@ -206,24 +194,13 @@ class MambaMixer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Directions:
+class Directions(CommonDirections):
     """The parameters of R directions that scan together."""
 
-    conv: Tensor  # (R, D, W)
-    conv_bias: Tensor  # (R, D)
     x_proj: Tensor  # (R, dt_rank + 2 N, D)
     dt_proj: Tensor  # (R, D, dt_rank)
-    dt_bias: Tensor  # (R, D)
-    A: Tensor  # (R, D, N)
-    D: Tensor  # (R, D)
-    reverse: bool  # direction 0 goes from the last token to the first
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:
     """(R, B, L, I), (R, O, I) -> (R, B, L, O)."""
     return torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
-
-
-def _wide(x: Tensor) -> Tensor:
-    """x in float32, or float64 if it is."""
-    return x if x.dtype == torch.float64 else x.float()

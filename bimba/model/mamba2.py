@@ -11,7 +11,6 @@ and add their outputs before these; convolution, step, decay and skip are a dire
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bimba.model.mamba import IN_FLOAT32, RMSNorm
+from bimba.model.directions import Directions as CommonDirections
+from bimba.model.directions import keep_wide, of_mixer, stacked, start_steps, wide
+from bimba.model.mamba import RMSNorm
 from bimba.ops import bidirectional_conv1d
 from bimba.ops.ssd import ssd
 from bimba.types import BimbaError
@@ -77,9 +78,7 @@ class Mamba2Mixer(nn.Module):
             self.D_b = nn.Parameter(torch.empty(self.num_heads))
         self.norm = RMSNorm(self.d_inner, eps=1e-5)
         self.out_proj = nn.Linear(self.d_inner, hidden_size, bias=False)
-        for name, parameter in self.named_parameters():
-            if name in IN_FLOAT32:
-                parameter.data = _wide(parameter.data)  # wherever the model around is built in 16 bits
+        keep_wide(self)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -89,15 +88,11 @@ class Mamba2Mixer(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv1d):
                 module.reset_parameters()
         nn.init.ones_(self.norm.weight)
-        suffixes = ("", "_b") if self.bidirectional else ("",)
-        for suffix in suffixes:
-            A_log, D = self.get_parameter(f"A{suffix}_log"), self.get_parameter(f"D{suffix}")
-            wide = torch.empty(self.num_heads, dtype=torch.float32, device=D.device)
-            A_log.copy_(wide.uniform_(1, 16).log())  # A between -1 and -16
-            D.fill_(1.0)
-            # Step sizes start log-uniform in [0.001, 0.1]: the bias is softplus' inverse of such a draw.
-            dt = wide.uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            self.get_parameter(f"dt_proj{suffix}.bias").copy_(dt + torch.log(-torch.expm1(-dt)))
+        for own in of_mixer(self, self.bidirectional):
+            A = torch.empty(self.num_heads, dtype=torch.float32, device=own.D.device).uniform_(1, 16)
+            own.A_log.copy_(A.log())  # A between -1 and -16
+            own.D.fill_(1.0)
+            start_steps(own.dt_proj.bias)
         self.out_proj.weight.zero_()
 
     def forward(self, x: Callable[[], Tensor], read: Tensor, query_index: Tensor | None) -> Tensor:
@@ -125,20 +120,7 @@ class Mamba2Mixer(nn.Module):
 
     def directions(self, numbers: tuple[int, ...]) -> Directions:
         """The parameters of direction 0 (forward), 1 (backward), or both."""
-        own = [
-            (self.conv1d, self.dt_proj, self.A_log, self.D),
-            (self.conv1d_b, self.dt_proj_b, self.A_b_log, self.D_b) if self.bidirectional else (),
-        ]
-        conv, dt_proj, A_log, D = zip(*(own[number] for number in numbers), strict=True)
-        return Directions(
-            numbers=numbers,
-            conv=torch.stack([module.weight.squeeze(1) for module in conv]),
-            conv_bias=torch.stack([module.bias for module in conv]),
-            dt_bias=torch.stack([_wide(module.bias) for module in dt_proj]),
-            A=-torch.exp(torch.stack([_wide(x) for x in A_log])),
-            D=torch.stack([_wide(x) for x in D]),
-            reverse=numbers[0] == 1,
-        )
+        return Directions(**stacked(self, numbers), numbers=numbers)
 
     def convolve(self, inner: Tensor, directions: Directions) -> Tensor:
         """:meth:`inner`'s output -> (R, B, L, D + 2 N + H), the convolved x, B, C of R directions, and their steps."""
@@ -169,9 +151,13 @@ class Mamba2Mixer(nn.Module):
         y, states = zip(*outputs, strict=True)
         return torch.stack(y).flatten(3), torch.stack(states)
 
+    def step_sizes(self, u: Tensor, directions: Directions) -> Tensor:
+        """:meth:`convolve`'s output -> the step sizes (R, B, L, H), wide, as the scan has them."""
+        return F.softplus(wide(u[..., self.conv_dim :]) + directions.dt_bias[:, None, None])
+
     def read_out(self, y: Sequence[Tensor], read: Tensor) -> Tensor:
         """Sums the directions (B, Q, D), gates them by the input at their positions (B, Q, C) -> (B, Q, C)."""
-        gate = F.silu(_wide(F.linear(read, self.in_proj.weight[self.conv_dim :])))
+        gate = F.silu(wide(F.linear(read, self.in_proj.weight[self.conv_dim :])))
         total = y[0] if len(y) == 1 else y[0] + y[1]
         out: Tensor = self.out_proj(self.norm(total * gate))
         return out
@@ -189,18 +175,7 @@ class Mamba2Mixer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Directions:
+class Directions(CommonDirections):
     """The parameters of R directions that scan together."""
 
     numbers: tuple[int, ...]  # 0: forward, 1: backward
-    conv: Tensor  # (R, D + 2 N, W)
-    conv_bias: Tensor  # (R, D + 2 N)
-    dt_bias: Tensor  # (R, H)
-    A: Tensor  # (R, H)
-    D: Tensor  # (R, H)
-    reverse: bool  # the first of them goes from the last token to the first
-
-
-def _wide(x: Tensor) -> Tensor:
-    """x in float32, or float64 if it is."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -23,6 +22,7 @@ from bimba.model.anyres import AnyRes, ImageSize
 from bimba.model.config import BimbaConfig
 from bimba.model.queries import PUBLISHED_ROWS, query_grid
 from bimba.model.splice import num_video_tokens
+from bimba.ops.pixels import frames_to_pixels
 from bimba.types import BimbaError, Frames
 
 VIDEO_TAG = "<video>"
@@ -124,15 +124,7 @@ class BimbaProcessor(ProcessorMixin):
         Raises:
             BimbaError: frames of another shape or dtype.
         """
-        pixels = frames.pixels if isinstance(frames, Frames) else frames
-        if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-            raise BimbaError(
-                f"Got frames of shape {pixels.shape} and dtype {pixels.dtype}; "
-                "expected (T, height, width, 3) uint8 RGB."
-            )
-        channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        output = self.image_processor(images=channels_first, input_data_format="channels_first", return_tensors="pt")
-        return output["pixel_values"]
+        return frames_to_pixels(frames, self.image_processor)
 
     def image_tiles(self, image: Image.Image | np.ndarray, whole: bool = False) -> Tensor:
         """An image, or its (height, width, 3) uint8 RGB array, to (tiles, 3, h, w) float32 normalised pixels.

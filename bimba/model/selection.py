@@ -16,7 +16,6 @@ places. What is held fixed, as attention's weights are when attention is drawn: 
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bimba.model import compressor as compressors
 from bimba.model.block import MambaBlock
@@ -107,8 +105,9 @@ def last_scan(compressor: nn.Module | None) -> MambaBlock:
     """
     if blocks := _scans(compressor):
         return blocks[-1]
-    names = [module.name for module in pkgutil.iter_modules(compressors.__path__) if not module.name.startswith("_")]
-    able = [name for name in names if _scans(compressors.build_compressor({"name": name}, hidden_size=16))]
+    able = [
+        name for name in compressors.names() if _scans(compressors.build_compressor({"name": name}, hidden_size=16))
+    ]
     found = "no compressor" if compressor is None else f"a {type(compressor).__name__}, without such a scan"
     raise BimbaError(
         f"A selection map takes Mamba's scan apart, and this model has {found}. Give a checkpoint whose compressor is "
@@ -200,8 +199,8 @@ def direction_inputs(watched: Watched) -> Iterator[DirectionInputs]:
     for number in range(2 if mixer.bidirectional else 1):
         directions = mixer.directions((number,))
         u = mixer.convolve(inner, directions)
-        delta, B, C = mixer.scan_inputs(u, directions)
-        step = F.softplus(delta[0, 0].to(directions.dt_bias.dtype) + directions.dt_bias[0])
+        _, B, C = mixer.scan_inputs(u, directions)
+        step = mixer.step_sizes(u, directions)[0, 0]
         z = bidirectional_conv1d(inner, directions.conv, directions.conv_bias, False, directions.reverse)
         yield DirectionInputs(
             u=inner[0],

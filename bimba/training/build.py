@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from bimba.training.model_settings import DTYPES, ModelSettings
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTING = (False, True, "reentrant")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 # What may differ between a checkpoint and model.config: options of a run, how random weights are drawn, and how many
 # rows the vocabulary is padded to (an adapter of the original has its base's cut to the tokenizer's).
 NO_SIZES = (
@@ -35,69 +30,6 @@ NO_SIZES = (
     "text_config.initializer_range",
     "vision_config.initializer_range",
 )
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The node ``model``.
-
-    Attributes:
-        base: the checkpoint a training starts from unless ``checkpoint=`` names another one; None: random weights.
-        tokenizer: whose tokenizer a model with random weights gets.
-        dtype: of the frozen weights.
-        gradient_checkpointing: trade time for memory: layers are computed again in the backward pass. "reentrant" is
-            torch's older way, which the original uses: no gradient gets through a layer whose input needs none.
-        config: keyword arguments of ``BimbaConfig``, without the compressor. None of them: as the checkpoint says, or
-            ``BimbaConfig``'s default where there is none.
-        compressor: the node ``model.compressor``.
-        tuning, lora, frozen: see ``bimba.training.trainable``.
-        compile: the layers of compressor and language model by torch.compile.
-    """
-
-    base: str | None
-    tokenizer: str
-    dtype: str
-    gradient_checkpointing: bool | str
-    config: dict[str, Any]
-    compressor: dict[str, Any] | None
-    tuning: str
-    lora: dict[str, Any] | None
-    compile: bool = False
-    frozen: Sequence[str] = ()
-
-    @classmethod
-    def from_node(cls, node: Mapping[str, Any]) -> ModelSettings:
-        """Reads the node; a key that nobody reads, or a missing one, is an error."""
-        expected = set(cls.__dataclass_fields__)
-        unknown, missing = sorted(set(node) - expected), sorted(expected - set(node))
-        if unknown or missing:
-            raise BimbaError(
-                f"The configuration node model has unknown keys ({', '.join(unknown) or 'none'}) or lacks some "
-                f"({', '.join(missing) or 'none'}); expected {', '.join(sorted(expected))}."
-            )
-        if node["dtype"] not in DTYPES:
-            raise BimbaError(f"model.dtype is {node['dtype']!r}; expected one of {', '.join(DTYPES)}.")
-        if node["gradient_checkpointing"] not in CHECKPOINTING:
-            raise BimbaError(
-                f"model.gradient_checkpointing is {node['gradient_checkpointing']!r}; expected true, false, reentrant."
-            )
-        return cls(**node)
-
-    @property
-    def trains_vision_tower(self) -> bool:
-        return self.tuning == "full" or bool(self.lora and self.lora.get("vision_tower"))
-
-    @property
-    def reduction(self) -> tuple[int, int] | None:
-        """(frames, rows) if the compressor says so, which then counts instead of ``temporal_pooling``."""
-        from bimba.model.compressor import reduction_of
-
-        return reduction_of(self.compressor)
-
-    @property
-    def cuts_vision_tower_off(self) -> bool:
-        """Whether no gradient reaches the vision tower: its first layer has a frozen input, and so on."""
-        return self.gradient_checkpointing == "reentrant" and self.tuning == "lora" and self.trains_vision_tower
 
 
 def build_model(
@@ -280,35 +212,3 @@ def _differences(have: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
         elif key not in have or have[key] != value:
             found.append(f"{prefix}{key}: checkpoint {have.get(key)!r}, model.config {value!r}")
     return found
-
-
-def samples_per_pass(global_batch_size: int, batch_size: int, world_size: int) -> int:
-    """``batch_size``, or what there is for each rank if a step has fewer samples than ranks could take at once.
-
-    Raises:
-        BimbaError: a step's samples cannot be dealt out evenly.
-    """
-    if global_batch_size < 1 or global_batch_size % world_size:
-        raise BimbaError(
-            f"data.global_batch_size is {global_batch_size}; expected a multiple of the {world_size} processes. Change "
-            "it, or trainer.devices."
-        )
-    share = global_batch_size // world_size
-    if batch_size > share:
-        log.info("Each of %d processes takes %d samples at a time, all it has of a step.", world_size, share)
-    return min(batch_size, share)
-
-
-def accumulation_steps(global_batch_size: int, batch_size: int, world_size: int) -> int:
-    """How many batches of each rank make one optimizer step.
-
-    Raises:
-        BimbaError: the global batch is not a whole number of batches.
-    """
-    per_pass = batch_size * world_size
-    if global_batch_size < 1 or global_batch_size % per_pass:
-        raise BimbaError(
-            f"data.global_batch_size is {global_batch_size}; expected a multiple of {per_pass} (data.batch_size "
-            f"{batch_size} on each of {world_size} processes). Change one of the two."
-        )
-    return global_batch_size // per_pass

@@ -42,16 +42,18 @@ class Cost:
         frozen, trained: of matrices whose weights are not trained, and that are.
         first: the share of these whose input is the part's input.
         activations: of products of activations with each other.
+        no_gradient: of such that no gradient goes through.
     """
 
     frozen: float = 0.0
     trained: float = 0.0
     first: float = 0.0
     activations: float = 0.0
+    no_gradient: float = 0.0
 
     @property
     def forward(self) -> float:
-        return self.frozen + self.trained + self.activations
+        return self.frozen + self.trained + self.activations + self.no_gradient
 
     def add(self, weights: Iterable[Tensor], positions: float, first: bool = False) -> None:
         """Matrices that are each applied to so many positions."""
@@ -132,9 +134,11 @@ def _compressor(model: Any, videos: Sequence[int]) -> Cost:
     side = model.config.patch_grid
     for num_frames in videos if model.compressor is not None else ():
         groups, rows = query_grid(num_frames, side, model.config.reduction)
-        for matrix, count in model.compressor.products((num_frames, side, side), groups * rows**2):
+        for matrix, count in model.compressor.products((num_frames, side, side), (groups, rows**2)):
             if matrix is None:
                 cost.activations += count
+            elif isinstance(matrix, str):
+                cost.no_gradient += count
             else:
                 cost.add([matrix], count)
     return cost

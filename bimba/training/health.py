@@ -17,11 +17,13 @@ from torch.utils.hooks import RemovableHandle
 
 from bimba.model.block import MambaBlock
 from bimba.model.mamba import MambaMixer
+from bimba.model.mamba2 import Mamba2Mixer
 from bimba.ops import interleave
 from bimba.training.reporting import PeriodicCallback, report, summed
 from bimba.types import Batch
 
 DIRECTIONS = ("forward", "backward")
+ScanMixer = MambaMixer | Mamba2Mixer
 
 
 class CompressorHealth(PeriodicCallback):
@@ -94,7 +96,7 @@ class CompressorHealth(PeriodicCallback):
         blocks = [module for module in compressor.modules() if isinstance(module, MambaBlock)]
         for number, block in enumerate(blocks):
             prefix = f"layer_{number}/" if len(blocks) > 1 else ""
-            if isinstance(block.mixer, MambaMixer):
+            if isinstance(block.mixer, ScanMixer):
                 for direction in DIRECTIONS[: 1 + block.mixer.bidirectional]:
                     keys += [f"{prefix}{name}/{direction}" for name in ("delta", *_MEMORY)]
         return keys
@@ -111,7 +113,7 @@ class CompressorHealth(PeriodicCallback):
     @torch.no_grad()
     def _measure_scan(self, block: Any, arguments: Any, prefix: str) -> None:
         mixer = block.mixer
-        if not self._is_armed or f"{prefix}delta/forward" in self._found or not isinstance(mixer, MambaMixer):
+        if not self._is_armed or f"{prefix}delta/forward" in self._found or not isinstance(mixer, ScanMixer):
             return
         tokens, queries, query_index = (argument.detach() for argument in arguments[:3])
         x = block.norm(_windows(interleave(tokens[:1], queries[:1], query_index)[0], mixer, self.positions))
@@ -130,7 +132,7 @@ class CompressorHealth(PeriodicCallback):
 _MEMORY = ("memory_tokens", "memory_tokens_median")
 
 
-def scan_speed(mixer: MambaMixer, windows: Tensor, direction: int) -> tuple[Tensor, Tensor]:
+def scan_speed(mixer: ScanMixer, windows: Tensor, direction: int) -> tuple[Tensor, Tensor]:
     """How fast the scan of one direction forgets.
 
     Args:
@@ -139,15 +141,16 @@ def scan_speed(mixer: MambaMixer, windows: Tensor, direction: int) -> tuple[Tens
 
     Returns:
         (n, D) float32, the step size at each position; (D, N) float32, how many tokens each state entry reaches back.
+        Of Mamba-2, whose heads each have one step size and one decay: (n, H) and (H,).
     """
-    parameters = mixer.directions((direction,))
-    u = mixer.convolve(mixer.inner(windows), parameters)[0][:, windows.shape[1] // 2]  # (n, D)
-    low_rank = F.linear(u, parameters.x_proj[0][: mixer.dt_rank])
-    delta = F.softplus(F.linear(low_rank, parameters.dt_proj[0]).float() + parameters.dt_bias[0])
-    return delta, 1.0 / (delta.mean(dim=0)[:, None] * parameters.A[0].abs())
+    parameters: Any = mixer.directions((direction,))
+    u = mixer.convolve(mixer.inner(windows), parameters)[:, :, windows.shape[1] // 2, None]  # (1, n, 1, channels)
+    delta = mixer.step_sizes(u, parameters)[0, :, 0].float()
+    mean, A = delta.mean(dim=0), parameters.A[0]
+    return delta, 1.0 / (mean.view(-1, *[1] * (A.ndim - 1)) * A.abs())
 
 
-def _windows(sequence: Tensor, mixer: MambaMixer, count: int) -> Tensor:
+def _windows(sequence: Tensor, mixer: ScanMixer, count: int) -> Tensor:
     """(L, C) -> (n, 2 W - 1, C): ``count`` positions spread over the sequence, each with its neighbours.
 
     A sequence shorter than a window is one window, with zeros around it as a convolution has them.

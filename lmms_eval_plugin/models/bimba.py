@@ -115,7 +115,7 @@ class Bimba(lmms):
             store=TokenStore(token_cache, int(token_cache_gb * 1024**3)) if token_cache else None,
         )
         # Kept apart from the engine, which the harness deletes when it is done.
-        self.temporal_pooling = self.engine.model.config.reduction[0]
+        self.reduction: tuple[int, int] = self.engine.model.config.reduction
         self.num_frames = self.engine.num_frames if num_frames is None else num_frames
         self._num_frames_asked = num_frames
         self.device: torch.device = self.engine.model.device

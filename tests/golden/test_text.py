@@ -16,12 +16,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, SiglipImageProc
 
 from bimba.checkpoint import load_pretrained
 from bimba.data.collate import collate
-from bimba.data.dataset import VideoQADataset, with_time_instruction
+from bimba.data.dataset import VideoQADataset
 from bimba.data.order import by_modality_and_length
 from bimba.data.prompt import MEDIUM_TAG, multiple_choice, time_instruction, with_medium
 from bimba.data.recipe import RECIPES, Recipe
 from bimba.data.sampling import original_frames
 from bimba.data.tokenize import VIDEO_TOKEN, tokenize_conversation, tokenize_prompt
+from bimba.data.turns import with_time_instruction
 from bimba.data.video import read_frames
 from bimba.inference import VideoQA
 from bimba.training.optim import OptimizerSettings, rate_factor

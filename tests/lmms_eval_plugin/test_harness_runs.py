@@ -84,6 +84,7 @@ def test_evaluate_writes_what_the_engine_answers(evaluate, checkpoint, needle_ro
         assert score["accuracy"] == right / QUESTIONS_PER_TASK == results["results"][task]["accuracy,none"]
         assert score["low"] <= score["accuracy"] <= score["high"]
     assert (summary["num_frames"], summary["unreadable_videos"]) == (NUM_FRAMES, {})
+    assert (summary["temporal_pooling"], summary["reduction"]) == (1, [1, 2])
     assert (out / "summary.md").read_text().count("| bimba_needle_") == 3
     assert "bimba_needle_retrieval" in capsys.readouterr().out
 

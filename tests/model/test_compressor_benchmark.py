@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bimba.model import streaming
+from bimba.model.compressor import names
 from bimba.ops.selective_scan import REGISTRY
 
 PATH = Path(__file__).parents[2] / "benchmarks/compressor.py"
@@ -27,6 +28,16 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     yield module
     torch.set_num_threads(threads)
+
+
+def test_every_compressor_has_a_row_with_what_comes_out(benchmark, capsys):
+    assert benchmark.main(["--every", "--frames", "2", "--hidden-size", "16", "--repeats", "1"]) == 0
+    rows = {line.split()[0]: line.split()[3:] for line in capsys.readouterr().out.splitlines()[2:]}
+    assert set(rows) == set(names())
+    for name, (tokens_out, of, gflop, parameters) in rows.items():
+        assert (tokens_out, of) == ("1,458" if name == "none" else "392", "1,458")
+        assert (float(gflop) == 0) == (name in ("none", "pool")), name
+        assert (parameters == "0") == (name in ("none", "pool", "tome"))
 
 
 @pytest.mark.parametrize("direction", [[], ["--backward"], ["--dtype", "bfloat16"]])

@@ -241,14 +241,15 @@ class Say(LogitsProcessor):
         return said
 
 
-def test_a_generated_placeholder_is_a_token_like_any_other(parts):
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_generated_placeholder_is_a_token_like_any_other(parts, use_cache):
     """The original's vocabulary has padded rows, which a model can write; ours may be such a row."""
     model, processor = parts
     placeholder = processor.video_token_id
     ids = prompt(processor, "Who?")
     inputs = {"input_ids": ids, "pixel_values_videos": [video()]}
     options = {**GREEDY, "logits_processor": LogitsProcessorList([Say(placeholder)])}
-    options |= {"return_dict_in_generate": True, "output_logits": True}
+    options |= {"return_dict_in_generate": True, "output_logits": True, "use_cache": use_cache}
     output = model.generate(**inputs, **options)
     assert output.sequences[0, ids.shape[1] :].tolist() == [placeholder] * 6
 
@@ -257,6 +258,14 @@ def test_a_generated_placeholder_is_a_token_like_any_other(parts):
         embedding = model.get_input_embeddings()(torch.tensor([[placeholder]]))
         expected = model(inputs_embeds=embedding, **{CACHE: cache}).logits
     torch.testing.assert_close(output.logits[1], expected[:, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_without_a_cache_are_read_in_every_step(parts):
+    model, processor = parts
+    ids = prompt(processor, "Who?")
+    embeddings = model.embed_prompt(ids, [video()])
+    expected = model.generate(input_ids=ids, pixel_values_videos=[video()], **GREEDY)[:, ids.shape[1] :]
+    assert torch.equal(model.generate(inputs_embeds=embeddings, **GREEDY, use_cache=False), expected)
 
 
 # -- registration ------------------------------------------------------------------------------------------------

@@ -171,12 +171,26 @@ def test_a_task_without_a_score_is_not_scored(film, tmp_path):
     assert "### not scored: quiz, document 0" in text
 
 
-def test_strict_and_lenient_readings_stand_side_by_side():
+def test_strict_and_lenient_readings_stand_side_by_side(tmp_path, film):
     samples = [sample(i, 0.0, lenient_accuracy=float(i < 2), lenient_kind=1.0) for i in range(4)]
     results = harness_results(samples, lenient_accuracy=0.5, lenient_kind=1.0)
     results["samples"]["quiz"][0].pop("lenient_kind")  # of three questions only
-    (task,) = examine(results, [ROW], make_run()).tasks
+    evaluation = examine(results, [ROW], make_run(video=film))
+    (task,) = evaluation.tasks
     assert (task.score.accuracy, task.lenient.fraction, task.lenient.metric) == (0.0, 0.5, "lenient_accuracy")
+    page, text = written(tmp_path, evaluation)
+    assert "Read leniently" in page.text
+    assert "| Task | Accuracy | 95 % interval | Read leniently | 95 % interval | Guessing | Questions |\n| ---" in text
+    (row,) = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| quiz | 0")]
+    assert (row[3], len(row)) == ("50.00", 7)
+
+
+def test_nothing_is_said_of_lenient_readings_where_no_task_has_any(tmp_path, film):
+    samples = [sample(i, 1.0) for i in range(2)]
+    page, text = written(tmp_path, examine(harness_results(samples), [ROW], make_run(video=film)))
+    assert "Read leniently" not in page.text
+    head, lines = "| Task | Accuracy | 95 % interval | Guessing | Questions |", "| --- | ---: | ---: | ---: | ---: |"
+    assert f"{head}\n{lines}\n| quiz |" in text
 
 
 def test_answers_that_could_not_be_read_are_counted(film, tmp_path):

@@ -83,6 +83,19 @@ def test_markdown_has_the_same_tables_and_pictures(out):
             assert cell.replace("\\", "") in page.text
 
 
+def test_what_a_run_takes_is_two_tables_that_fit_the_page(out):
+    tables = {
+        block.splitlines()[0]: [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("|")]
+        for block in (out / "report.md").read_text().split("### ")
+    }
+    by_title = {title.split(":")[0]: rows for title, rows in tables.items() if "mean over the seeds" in title}
+    time, sizes = by_title["Time and speed"], by_title["Memory and sizes"]
+    assert time[0] == ["Compressor", "Training, s", "Evaluations, s", "Encoding a video, ms", "Compressor tokens, /s"]
+    assert "Visual tokens per video" in sizes[0] and not set(time[0]) & set(sizes[0][1:])
+    assert [row[0] for row in time[2:]] == [row[0] for row in sizes[2:]] == ["mamba", "pool"]
+    assert time[2][1] == r"81.5 \(81 to 82\)"
+
+
 def test_differences_from_pool_are_in_points(out):
     found = {(c["label"], c["evaluation"]): c for c in json.loads((out / "report.json").read_text())["comparisons"]}
     one = found["mamba", "test"]

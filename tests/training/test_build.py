@@ -8,8 +8,8 @@ from bimba.checkpoint import load_pretrained, save_pretrained
 from bimba.data.collate import collate
 from bimba.data.recipe import RECIPES
 from bimba.data.tokenize import tokenize_conversation
-from bimba.training import BimbaModule
-from bimba.training.build import (
+from bimba.training import (
+    BimbaModule,
     ModelSettings,
     accumulation_steps,
     ask_as_in,

@@ -10,6 +10,7 @@ from bimba.types import BimbaError
 from tests.training.fakes import FakeData, tiny_module, tiny_trainer
 
 ATTENTION = {"compressor": {"name": "mamba", "mixer": "attention"}}
+OTHERS = [{"compressor": {"name": name}} for name in ("conv", "perceiver", "attention", "pool")]
 MAMBA = {"compressor": {"name": "mamba", "num_layers": 2, "scan_backend": "chunked"}}
 
 
@@ -40,7 +41,7 @@ def causal_half(module, length, backward):
     return 2 * length**2 * config.hidden_size * config.num_hidden_layers * (3 if backward else 1)
 
 
-@pytest.mark.parametrize("model", [{}, ATTENTION])
+@pytest.mark.parametrize("model", [{}, ATTENTION, *OTHERS])
 @pytest.mark.parametrize(("tuning", "backward"), [("lora", False), ("lora", True), ("full", True)])
 def test_the_formula_counts_what_torch_counts(model, tuning, backward):
     module = tiny_module(tuning, model={"gradient_checkpointing": False, **model})

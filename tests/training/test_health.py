@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from bimba.model.mamba import MambaMixer
+from bimba.model.mamba2 import Mamba2Mixer
 from bimba.training.health import CompressorHealth, _windows, scan_speed
 from tests.training.fakes import FakeData, read_metrics, tiny_module, tiny_trainer
 
@@ -25,6 +26,17 @@ def test_the_step_size_at_a_position_is_that_of_the_whole_sequence(direction):
     torch.testing.assert_close(delta, expected[3:-3])  # 3: as far as a convolution of 4 taps sees
     A_log = layer.A_b_log if direction else layer.A_log
     torch.testing.assert_close(memory, 1 / (expected[3:-3].mean(0)[:, None] * A_log.exp()))
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_mamba2s_step_size_and_memory_are_a_heads(direction):
+    torch.manual_seed(0)
+    layer, x = Mamba2Mixer(8, d_state=3, head_dim=4), torch.randn(20, 8)
+    delta, memory = scan_speed(layer, _windows(x, layer, 1000), direction)
+    projection, A_log = (layer.dt_proj_b, layer.A_b_log) if direction else (layer.dt_proj, layer.A_log)
+    expected = F.softplus(projection(x))[3:-3]
+    torch.testing.assert_close(delta, expected)
+    torch.testing.assert_close(memory, 1 / (expected.mean(0) * A_log.exp()))
 
 
 def test_positions_are_spread_over_the_sequence_and_a_short_one_is_padded():
@@ -73,6 +85,8 @@ def test_attention_and_one_direction_have_no_more_than_they_have(tmp_path):
     assert "query_change" in found and not [key for key in found if key.startswith("delta")]
     found = fit(tmp_path / "b", {"compressor": {"name": "mamba", "bidirectional": False}}, steps=1)
     assert "delta/forward" in found and "delta/backward" not in found
+    found = fit(tmp_path / "e", {"compressor": {"name": "mamba2"}}, steps=1)
+    assert found["memory_tokens/backward"][0] >= found["memory_tokens_median/backward"][0] > 0
     assert "query_change" not in fit(tmp_path / "c", {"compressor": None}, steps=1)
     assert fit(tmp_path / "d", {"compressor": {"name": "pool"}}, steps=1)["query_change"] == [0.0]
 

@@ -23,6 +23,7 @@ __all__ = [
     "PoolCompressor",
     "build_compressor",
     "complete",
+    "names",
     "reduction_of",
     "what_it_computes",
 ]
@@ -55,7 +56,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     if options.get(_QUESTION) and _QUESTION not in defaults:
         raise BimbaError(
             f"compressor {name!r} cannot be conditioned on the question: it has no option {_QUESTION}; those that have "
-            f"it are: {', '.join(other for other in _names() if _QUESTION in _defaults(other))}."
+            f"it are: {', '.join(other for other in names() if _QUESTION in _defaults(other))}."
         )
     unknown = sorted(set(options) - set(defaults))
     if unknown:
@@ -102,13 +103,14 @@ def _defaults(name: Any) -> dict[str, Any]:
     return {option.name: option.default for option in parameters if option.name != "hidden_size"}
 
 
-def _names() -> list[str]:
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+def names() -> list[str]:
+    """Of all compressors, in alphabetical order."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def _class(name: Any) -> type[Compressor]:
-    if name not in (known := _names()):
+    if name not in (known := names()):
         raise BimbaError(f"model.compressor.name={name!r} is no compressor; choose one of: {', '.join(known)}.")
     kind: type[Compressor] = importlib.import_module(f"{__name__}.{name}").COMPRESSOR
     return kind

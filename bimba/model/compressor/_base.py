@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from math import prod
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bimba.types import BimbaError
 
-Product = tuple[Tensor | None, float]
+NO_GRADIENT: Literal["no gradient"] = "no gradient"
+Product = tuple[Tensor | Literal["no gradient"] | None, float]
 
 
 class Compressor(nn.Module):
@@ -45,19 +47,20 @@ class Compressor(nn.Module):
     def reset_parameters(self) -> None:
         """Sets every weight to its start; called after transformers has set them its own way."""
 
-    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+    def products(self, grid: tuple[int, int, int], queries: tuple[int, int]) -> Iterator[Product]:
         """What a forward pass on one video multiplies, a question left out: the compressor's share of MFU.
 
         This is for a subclass that does not say: every matrix at every token and query, and nothing else.
 
         Args:
             grid: (T, H, W) of the space-time tokens.
-            num_queries: T' * Q'.
+            queries: (T', Q').
 
         Yields:
-            (matrix, how many positions it is applied to), or (None, operations) of activations with each other.
+            (matrix, how many positions it is applied to), or (None, operations) of activations with each other, or
+            (``NO_GRADIENT``, operations) of those that the backward pass does not go through.
         """
-        positions = grid[0] * grid[1] * grid[2] + num_queries
+        positions = prod(grid) + prod(queries)
         yield from ((matrix, positions) for matrix in self.parameters() if matrix.ndim > 1)
 
     def dtype(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -58,8 +59,9 @@ class AttentionCompressor(Compressor):
         compressed = read + self.layers[-1](read, sequence, where_queries, where)
         return compressed.view(queries.shape).to(queries.dtype)
 
-    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+    def products(self, grid: tuple[int, int, int], queries: tuple[int, int]) -> Iterator[Product]:
         """As of every compressor; the last layer is read at the queries only."""
+        num_queries = prod(queries)
         length = torch.Size(grid).numel() + num_queries
         yield self.positions.linear.weight, length
         for number, layer in enumerate(self.layers, start=1):

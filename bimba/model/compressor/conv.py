@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +75,9 @@ class ConvCompressor(Compressor):
         change = self.out_proj(F.gelu(y).flatten(3).permute(0, 2, 3, 1))
         return (queries.to(dtype) + change).to(queries.dtype)
 
-    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+    def products(self, grid: tuple[int, int, int], queries: tuple[int, int]) -> Iterator[Product]:
         """As of every compressor."""
+        num_queries = prod(queries)
         yield self.in_proj.weight, torch.Size(grid).numel()
         yield self.conv.weight, num_queries
         yield self.out_proj.weight, num_queries

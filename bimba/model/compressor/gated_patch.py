@@ -27,6 +27,7 @@ Our reading, where the paper's text leaves it open or our contract asks for some
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Literal
 
 import torch
@@ -109,9 +110,10 @@ class GatedPatchCompressor(MambaCompressor):
         change = self.out_proj(self.norm((1 - gate) * scanned + gate * aggregated))
         return queries + change.view(queries.shape).to(queries.dtype)
 
-    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+    def products(self, grid: tuple[int, int, int], queries: tuple[int, int]) -> Iterator[Product]:
         """As of every compressor: the scans, then at the anchors the matrices, and each patch's share of a mean."""
-        yield from super().products(grid, num_queries)
+        num_queries = prod(queries)
+        yield from super().products(grid, queries)
         yield from ((linear.weight, num_queries) for linear in (self.weights, self.gate, self.out_proj))
         yield None, 2.0 * grid[0] * grid[1] * grid[2] * self.hidden_size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -123,8 +124,9 @@ class MambaCompressor(Compressor):
                 grid = grid[:, ::2]
         return compressed.view(queries.shape).to(queries.dtype)
 
-    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+    def products(self, grid: tuple[int, int, int], queries: tuple[int, int]) -> Iterator[Product]:
         """As of every compressor; the last layer is read at the queries only."""
+        num_queries = prod(queries)
         frames, rows, columns = grid
         for number, layer in enumerate(self.layers, start=1):
             length = frames * rows * columns + num_queries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -66,8 +67,9 @@ class PerceiverCompressor(Compressor):
             latents, compressed = latents + found, compressed + found
         return compressed.view(queries.shape).to(queries.dtype)
 
-    def products(self, grid: tuple[int, int, int], num_queries: int) -> Iterator[Product]:
+    def products(self, grid: tuple[int, int, int], queries: tuple[int, int]) -> Iterator[Product]:
         """As of every compressor."""
+        num_queries = prod(queries)
         length = torch.Size(grid).numel()
         yield self.positions.linear.weight, length + num_queries
         if self.latents is not None:

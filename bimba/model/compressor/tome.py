@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bimba.model.compressor._base import Compressor
+from bimba.model.compressor._base import NO_GRADIENT, Compressor, Product
 
 
 class ToMeCompressor(Compressor):
@@ -36,6 +38,16 @@ class ToMeCompressor(Compressor):
         while (excess := x.shape[1] - num_queries) > 0:
             x, sizes = merge(x, sizes, min(excess, x.shape[1] // 2))
         return x.reshape(queries.shape).to(queries.dtype)
+
+    def products(self, grid: tuple[int, int, int], queries: tuple[int, int]) -> Iterator[Product]:
+        """As of every compressor: of each round the cosines of all pairs, and two operations per merged channel."""
+        groups, num_queries = queries
+        left = grid[0] // groups * grid[1] * grid[2]
+        while (excess := left - num_queries) > 0:
+            count = min(excess, left // 2)
+            yield NO_GRADIENT, 2.0 * groups * (left - left // 2) * (left // 2) * self.hidden_size
+            yield None, 2.0 * groups * count * self.hidden_size
+            left -= count
 
 
 def merge(x: Tensor, sizes: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ class Cost:
     Attributes:
         unit: with a blank before it, or empty.
         of: the value of a cell, with the primary evaluation's name; None if the cell does not say.
+        is_time: whether it is time, or something per time, and not a size.
         is_price: whether less is better, so that it can be weighed against accuracy.
     """
 
@@ -27,6 +28,7 @@ class Cost:
     title: str
     unit: str
     of: Callable[[Cell, str], float | None]
+    is_time: bool
     is_price: bool = True
 
 
@@ -48,15 +50,26 @@ def _part(group: str, name: str) -> Callable[[Cell, str], float | None]:
 
 
 COSTS = (
-    Cost("train_seconds", "Training", "s", lambda cell, _: cell.number("train_seconds")),
-    Cost("evaluation_seconds", "Evaluations", "s", _evaluation_seconds, is_price=False),
-    Cost("ms_per_video", "Encoding a video", "ms", _ms_per_video),
-    Cost("tokens_per_second", "Compressor tokens", "/s", lambda cell, _: cell.number("tokens_per_second"), False),
-    Cost("peak_memory_mib", "Peak memory", "MiB", lambda cell, _: cell.number("peak_memory_mib")),
-    Cost("gpu_peak_memory_mib", "Peak GPU memory", "MiB", lambda cell, _: cell.number("gpu_peak_memory_mib")),
-    Cost("visual_tokens", "Visual tokens per video", "", _part("compression", "visual_tokens")),
-    Cost("compressor_parameters", "Compressor parameters", "", _part("parameters", "compressor"), is_price=False),
-    Cost("trained_parameters", "Trained parameters", "", _part("parameters", "trained"), is_price=False),
+    Cost("train_seconds", "Training", "s", lambda cell, _: cell.number("train_seconds"), is_time=True),
+    Cost("evaluation_seconds", "Evaluations", "s", _evaluation_seconds, is_time=True, is_price=False),
+    Cost("ms_per_video", "Encoding a video", "ms", _ms_per_video, is_time=True),
+    Cost(
+        *("tokens_per_second", "Compressor tokens", "/s", lambda cell, _: cell.number("tokens_per_second")),
+        is_time=True,
+        is_price=False,
+    ),
+    Cost("peak_memory_mib", "Peak memory", "MiB", lambda cell, _: cell.number("peak_memory_mib"), is_time=False),
+    Cost(
+        *("gpu_peak_memory_mib", "Peak GPU memory", "MiB", lambda cell, _: cell.number("gpu_peak_memory_mib")),
+        is_time=False,
+    ),
+    Cost("visual_tokens", "Visual tokens per video", "", _part("compression", "visual_tokens"), is_time=False),
+    Cost(
+        *("compressor_parameters", "Compressor parameters", "", _part("parameters", "compressor")),
+        is_time=False,
+        is_price=False,
+    ),
+    Cost("trained_parameters", "Trained parameters", "", _part("parameters", "trained"), is_time=False, is_price=False),
 )
 
 

@@ -89,7 +89,7 @@ def make_page(sweep: Sweep, defaults: Mapping[str, Mapping[str, Any]], remark: s
             *("frontier", "Cost against accuracy", _there(cost_plots.frontier_plot(sweep, weighed)), _there(frontier)),
             [FRONTIER],
         ),
-        Section("costs", "Time and memory", _there(cost_plots.cost_plot(sweep)), [tables.cost_table(sweep)]),
+        Section("costs", "Time and memory", _there(cost_plots.cost_plot(sweep)), tables.cost_tables(sweep)),
         Section("loss", "Learning", _there(cost_plots.curve_plot(sweep))),
         Section("settings", "Settings that are not the default", [], settings, [note for note in compared if note]),
         Section("cells", "Cells", [], [tables.cell_table(sweep)]),

@@ -91,14 +91,24 @@ def length_tables(sweep: Sweep) -> list[Table]:
     return tables
 
 
-def cost_table(sweep: Sweep) -> Table:
-    """What each label takes: the mean over its seeds, with the range."""
-    shown = [cost for cost in COSTS if any(values(sweep, group, cost) for group in sweep.groups)]
-    columns = ("Compressor", *(f"{cost.title}{f', {cost.unit}' if cost.unit else ''}" for cost in shown))
-    rows = [
-        [group.label.name, *(spread(values(sweep, group, cost)) or NOTHING for cost in shown)] for group in sweep.groups
-    ]
-    return Table("costs", "What a run takes: mean over the seeds (least to most)", columns, rows)
+def cost_tables(sweep: Sweep) -> list[Table]:
+    """What each label takes, the mean over its seeds with the range; time and sizes apart, to fit the page."""
+    tables = []
+    for name, title, is_time in (("costs", "Time and speed", True), ("sizes", "Memory and sizes", False)):
+        shown = [
+            cost
+            for cost in COSTS
+            if cost.is_time == is_time and any(values(sweep, group, cost) for group in sweep.groups)
+        ]
+        if not shown:
+            continue
+        columns = ("Compressor", *(f"{cost.title}{f', {cost.unit}' if cost.unit else ''}" for cost in shown))
+        rows = [
+            [group.label.name, *(spread(values(sweep, group, cost)) or NOTHING for cost in shown)]
+            for group in sweep.groups
+        ]
+        tables.append(Table(name, f"{title}: mean over the seeds (least to most)", columns, rows))
+    return tables
 
 
 def frontier_table(found: Sequence[Frontier]) -> Table | None:

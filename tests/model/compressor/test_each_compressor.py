@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bimba.model.compressor import build_compressor, reduction_of
 from bimba.model.compressor.tome import merge
@@ -61,10 +62,22 @@ def test_a_convolution_leaves_no_token_out() -> None:
         conv(tokens, torch.zeros(1, 1, 4, 8))
 
 
+def test_the_operations_of_merging_are_those_of_its_similarities_and_means() -> None:
+    tome = build_compressor({"name": "tome"}, 16)
+    with FlopCounterMode(display=False) as counter:
+        tome(torch.randn(1, 5, 4, 6, 16), torch.zeros(1, 2, 6, 16))
+    counted = list(tome.products((5, 4, 6), (2, 6)))  # two groups of two frames: 48 tokens to 24, 12, and 6
+    merged = [24, 12, 6]
+    assert [operations for kind, operations in counted if kind is None] == [2.0 * 2 * n * 16 for n in merged]
+    # The similarities are matrix products, and so is, here, who goes where: as a matrix of zeros and ones.
+    moves = sum(2 * 2 * odds * n * (16 + 1) for odds, n in zip(merged, merged))
+    assert sum(operations for kind, operations in counted if kind is not None) == counter.get_total_flops() - moves
+
+
 @pytest.mark.parametrize("name", ["attention", "perceiver"])
 def test_the_operations_of_attention_are_those_of_its_matrices(name: str) -> None:
     compressor = build_compressor({"name": name}, 16)
-    counted = list(compressor.products((4, 4, 6), 12))
+    counted = list(compressor.products((4, 4, 6), (2, 6)))
     matrices = {id(matrix) for matrix, _ in counted if matrix is not None}
     assert matrices == {id(p) for p in compressor.parameters() if p.ndim > 1}
     length = 96 + 12 * (name == "attention")

@@ -14,7 +14,7 @@ from bimba.checkpoint.io import save_pretrained
 from bimba.model.compressor import build_compressor, reduction_of
 from bimba.model.config import BimbaConfig
 from bimba.model.queries import pool_queries, query_grid
-from bimba.training.build import ModelSettings, build_model
+from bimba.training import ModelSettings, build_model
 from bimba.types import BimbaError
 from tests.tiny_checkpoint import tiny_model
 from tests.training.fakes import SIZES
