@@ -29,8 +29,8 @@ FLOORS = [
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # The room "bimba": the front door, for users alone. Python runs bimba/__init__.py before any module of the package, so
-# these two import nothing of ours but each other; what they open when it is asked for (lazy names, modules that follow
-# transformers' own) they name in strings.
+# these two import nothing of ours but each other and bimba.types; what they open when it is asked for (lazy names,
+# modules that follow transformers' own) they name in strings.
 FRONT_DOOR = ("bimba", "bimba.registration")
 
 # Modules that import each other all the same, and why that does no harm.
