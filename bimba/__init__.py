@@ -39,9 +39,9 @@ def __getattr__(name: str) -> Any:
         if missing in ("", "bimba"):
             raise
         raise BimbaError(
-            f"bimba.{name} needs the package {missing}, which is not installed here; install it (pip install {missing}), "
-            "or all that BIMBA needs: pip install bimba, without --no-deps. Only bimba.model.compressor and bimba.ops "
-            "work with torch alone."
+            f"bimba.{name} needs the package {missing}, which is not installed here; install it (pip install "
+            f"{missing}), or all that BIMBA needs: pip install bimba, without --no-deps. Only bimba.model.compressor "
+            "and bimba.ops work with torch alone."
         ) from error
 
 

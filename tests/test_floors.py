@@ -17,7 +17,7 @@ import bimba
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"bimba.types", "bimba.files"},
+    {"bimba.types", "bimba.files", "bimba.places"},
     {"bimba.ops"},
     {"bimba.model", "bimba.data"},
     {"bimba.checkpoint", "bimba.overrides", "bimba.processes", "bimba.runs"},
@@ -54,7 +54,7 @@ def room_of(module: str) -> str | None:
 
 def sources() -> list[Path]:
     return [
-        *ROOT.glob("bimba/**/*.py"),
+        *(path for path in ROOT.glob("bimba/**/*.py") if path.parent.name != "scripts"),  # links to the last two
         *ROOT.glob("lmms_eval_plugin/**/*.py"),
         *ROOT.glob("hydra_plugins/**/*.py"),
         ROOT / "train.py",

@@ -9,10 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bimba.cli import ask, convert, data, doctor, egoschema_submission, prepare, report, selection
+from bimba.cli import ask, convert, data, doctor, egoschema_submission, hydra_scripts, prepare, report, selection
 from bimba.types import BimbaError
 
-COMMANDS = (ask, selection, data, prepare, report, convert, egoschema_submission, doctor)
+COMMANDS = (ask, selection, hydra_scripts, data, prepare, report, convert, egoschema_submission, doctor)
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: 2 as argparse, 130 as shells say of Ctrl-C
 
 

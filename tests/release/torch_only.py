@@ -112,10 +112,9 @@ def message_of_missing() -> str:
     import bimba
 
     try:
-        bimba.VideoQA
-    except Exception as error:
+        return str(bimba.VideoQA)
+    except bimba.types.BimbaError as error:
         return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def check_query_index(query_index: Tensor, length: int) -> None:
     """Raise BimbaError unless the values are increasing positions of the sequence. Waits once for a GPU's answer."""
     if query_index.numel() == 0:
         return
-    # Of a CPU's tensor by numpy, in a quarter of the time, which is a hundredth of a short scan. torch does not need it.
+    # Of a CPU's tensor by numpy, in a quarter of the time, which is a hundredth of a short scan; torch works without.
     values: Any = query_index.numpy() if _HAS_NUMPY and query_index.device.type == "cpu" else query_index
     first, last = values[0], values[-1]
     increasing = (values[1:] > values[:-1]).all()
