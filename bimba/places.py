@@ -1,7 +1,7 @@
 """Where this code lies, and where what it makes goes: in a checkout, or installed. Without torch.
 
-``bimba/scripts`` holds ``train.py``, ``evaluate.py`` and ``conf/``. In a checkout these are links to the real ones at the
-top, in a wheel they are the files themselves.
+``bimba/scripts`` holds ``train.py``, ``evaluate.py`` and ``conf/``. In a checkout these are links to the real ones at
+the top, in a wheel they are the files themselves.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from bimba.places import SCRIPTS
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
     for name, what in (("train", "train a model"), ("evaluate", "score a checkpoint with the lmms-eval harness")):
         # No word begins with the prefix, so that all arguments, --help and -m too, are Hydra's.
-        script = commands.add_parser(name, help=f"{what}: key=value, --help lists them", prefix_chars="\0", add_help=False)
+        script = commands.add_parser(
+            name, help=f"{what}: key=value, --help lists them", prefix_chars="\0", add_help=False
+        )
         script.add_argument("arguments", nargs="*")
         script.set_defaults(run=run)
     return []  # they have no options of ours
