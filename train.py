@@ -204,7 +204,7 @@ def what_next(run_dir: Path) -> str:
     if not checkpoint.is_dir():
         return f"The run is in {run_dir}; it saved no checkpoint (callbacks.save is off)."
     here = os.path.relpath(checkpoint)
-    evaluate = " ".join(command_of(Path(sys.argv[0]).with_name("evaluate.py")))
+    evaluate = " ".join(command_of(Path(sys.argv[0]).with_stem("evaluate")))
     shown = here if not here.startswith("..") else str(checkpoint)
     return (
         f"\nThe model is in {shown}. Evaluate it, or ask it:\n"
