@@ -17,6 +17,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from bimba.overrides import naming_unknown_keys
+from bimba.places import default_root
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     here = str(Path(__file__).resolve().parent)
-    os.environ.setdefault("BIMBA_ROOT", here)  # conf/paths reads it
+    os.environ.setdefault("BIMBA_ROOT", str(default_root()))  # conf/paths reads it
     # The harness imports Hugging Face's `evaluate`; with this folder first in line it would get this file instead.
     sys.path.sort(key=lambda entry: entry == here)
     with naming_unknown_keys(Path(here) / "conf", "evaluate", sys.argv[1:]):

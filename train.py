@@ -22,20 +22,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("BIMBA_ROOT", str(Path(__file__).resolve().parent))  # conf/paths, before Hydra reads it
-
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bimba.overrides import naming_unknown_keys
+from bimba.places import command_of, default_root
 from bimba.sweep.job import is_job_of_sweep, run_as_process
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
     import lightning as L
 
+os.environ.setdefault("BIMBA_ROOT", str(default_root()))  # conf/paths reads it
 SCRIPT = Path(__file__).resolve()
 KEYS = {"model", "data", "trainer", "optimizer", "logger", "callbacks", "paths"} | {
     "seed",
@@ -204,10 +204,11 @@ def what_next(run_dir: Path) -> str:
     if not checkpoint.is_dir():
         return f"The run is in {run_dir}; it saved no checkpoint (callbacks.save is off)."
     here = os.path.relpath(checkpoint)
+    evaluate = " ".join(command_of(Path(sys.argv[0]).with_stem("evaluate")))
     shown = here if not here.startswith("..") else str(checkpoint)
     return (
         f"\nThe model is in {shown}. Evaluate it, or ask it:\n"
-        f"  python evaluate.py {shlex.quote(f'checkpoint={shown}')}\n"
+        f"  {evaluate} {shlex.quote(f'checkpoint={shown}')}\n"
         f'  bimba ask VIDEO "QUESTION" --checkpoint {shlex.quote(shown)}'
     )
 

@@ -17,7 +17,7 @@ import bimba
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"bimba.types", "bimba.files"},
+    {"bimba.types", "bimba.files", "bimba.places"},
     {"bimba.ops"},
     {"bimba.model", "bimba.data"},
     {"bimba.checkpoint", "bimba.overrides", "bimba.processes", "bimba.runs"},
@@ -29,8 +29,8 @@ FLOORS = [
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # The room "bimba": the front door, for users alone. Python runs bimba/__init__.py before any module of the package, so
-# these two import nothing of ours but each other; what they open when it is asked for (lazy names, modules that follow
-# transformers' own) they name in strings.
+# these two import nothing of ours but each other and bimba.types; what they open when it is asked for (lazy names,
+# modules that follow transformers' own) they name in strings.
 FRONT_DOOR = ("bimba", "bimba.registration")
 
 # Modules that import each other all the same, and why that does no harm.
@@ -54,7 +54,7 @@ def room_of(module: str) -> str | None:
 
 def sources() -> list[Path]:
     return [
-        *ROOT.glob("bimba/**/*.py"),
+        *(path for path in ROOT.glob("bimba/**/*.py") if path.parent.name != "scripts"),  # links to the last two
         *ROOT.glob("lmms_eval_plugin/**/*.py"),
         *ROOT.glob("hydra_plugins/**/*.py"),
         ROOT / "train.py",

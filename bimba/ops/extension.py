@@ -41,8 +41,8 @@ def build(name: str, sources: Sequence[Path], headers: Sequence[Path] = ()) -> c
         raise BimbaError("there is no C++ compiler here (c++, g++ or $CXX); install one, such as Debian's package g++")
     try:
         file = Path(f"{name}_{key_of(compiler, sources, headers)}.so")
-        return _load(_cache_folder() / file) or _build(name, sources, file)
-    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        return _load(_cache_folder() / file) or _build(name, compiler, sources, file)
+    except (OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BimbaError(f"{compiler} could not compile {name} ({reason}); BIMBA works without, slower") from error
 
@@ -58,17 +58,18 @@ def _load(library: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _build(name: str, sources: Sequence[Path], file: Path) -> ctypes.CDLL:
+def _build(name: str, compiler: str, sources: Sequence[Path], file: Path) -> ctypes.CDLL:
     """Compiles beside the place where the library belongs, and moves it there when it is whole and loads."""
     cache = _writable(_cache_folder())
-    with FileLock(cache / file.with_suffix(".lock")):  # torch's own lock outlives a process that was killed
+    with FileLock(cache / file.with_suffix(".lock")):
         if (library := _load(cache / file)) is not None:
             return library  # another process was quicker
         log.info("Compiling %s for this processor, once; it goes to %s", name, cache)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=cache) as folder:
-            _compile(name, sources, Path(folder))
-            library = ctypes.CDLL(str(Path(folder) / f"{name}.so"))
-            os.replace(Path(folder) / f"{name}.so", cache / file)
+            made = Path(folder) / f"{name}.so"
+            _compile(compiler, sources, made)
+            library = ctypes.CDLL(str(made))
+            os.replace(made, cache / file)
         return library
 
 
@@ -82,29 +83,19 @@ def key_of(compiler: str, sources: Sequence[Path], headers: Sequence[Path]) -> s
     return key.hexdigest()[:16]
 
 
-def _compile(name: str, sources: Sequence[Path], folder: Path) -> None:
-    """By torch's extension loader, which needs the program ninja."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it says that there is no GPU
-    from torch.utils import cpp_extension
+def _compile(compiler: str, sources: Sequence[Path], library: Path) -> None:
+    """By the compiler alone: the sources know nothing of torch, so neither its headers nor a build tool are needed.
 
-    path = os.environ.get("PATH", "")
-    if shutil.which("ninja") is None:
-        try:
-            import ninja
-        except ImportError as error:
-            raise BimbaError("the program ninja is missing, which compiles; pip install ninja") from error
-        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, path])  # beside a Python that is not on PATH
-    try:
-        cpp_extension.load(
-            name=name,
-            sources=[str(source) for source in sources],
-            extra_cflags=[*FLAGS, "-Wno-maybe-uninitialized"],  # GCC 12 warns of its own headers
-            extra_ldflags=[_THREADS],
-            build_directory=str(folder),
-            is_python_module=False,
-        )
-    finally:
-        os.environ["PATH"] = path
+    Raises:
+        RuntimeError: the compiler failed; the message is the first line of its own that names an error.
+    """
+    names = [str(source) for source in sources]
+    quiet = "-Wno-maybe-uninitialized"  # GCC 12 warns of its own headers
+    command = [compiler, *FLAGS, quiet, "-shared", "-fPIC", *names, "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise RuntimeError(next((line for line in lines if "error" in line), lines[0]))
 
 
 @functools.cache

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import bimba.data
 from bimba.overrides import unknown_keys
+from bimba.places import CONF, default_root
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
@@ -121,18 +121,14 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    roots = (Path(bimba.data.__path__[0]).parents[1], Path.cwd())
-    root = next((root for root in roots if (root / "conf" / "data").is_dir()), None)
-    if root is None:
-        raise BimbaError(f"{name}: no such file, and no folder conf here. Give a file, or run this in the repository.")
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", [f"data={name}", *overrides])
     except HydraException as error:
-        hints = unknown_keys(root / "conf", "train", [f"data={name}", *overrides])
+        hints = unknown_keys(CONF, "train", [f"data={name}", *overrides])
         raise BimbaError("\n".join(hints) or f"{name}: neither a file nor data of conf/data: {error}") from error
-    cfg.paths.root = os.environ.get("BIMBA_ROOT", str(root))  # as train.py has it
+    cfg.paths.root = os.environ.get("BIMBA_ROOT", str(default_root()))  # as train.py has it
     return cfg
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bimba.places import command_of
 from bimba.report.doctor import OPTIONAL, REQUIRED
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ WORK_SECONDS = ("wait_s", "encode_s", "answer_s")
 
 def command() -> str:
     """The command line of this process, as a shell would take it."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join([*command_of(Path(sys.argv[0])), *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import copy
 import statistics
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -74,7 +74,7 @@ class RunRecord(L.Callback):
             "command": [sys.executable, *sys.argv],
             "overrides": list(overrides),
             "code_version": code_version(),
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "steps": 0,
             "train_seconds": 0.0,
             "evaluate": self.evaluate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bimba.types import BimbaError
+
+_HAS_NUMPY = find_spec("numpy") is not None
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,8 @@ def check_query_index(query_index: Tensor, length: int) -> None:
     """Raise BimbaError unless the values are increasing positions of the sequence. Waits once for a GPU's answer."""
     if query_index.numel() == 0:
         return
-    # Of a CPU's tensor by numpy, in a quarter of the time, which is a hundredth of a short scan.
-    values: Any = query_index.numpy() if query_index.device.type == "cpu" else query_index
+    # Of a CPU's tensor by numpy, in a quarter of the time, which is a hundredth of a short scan; torch works without.
+    values: Any = query_index.numpy() if _HAS_NUMPY and query_index.device.type == "cpu" else query_index
     first, last = values[0], values[-1]
     increasing = (values[1:] > values[:-1]).all()
     if bool(increasing & (first >= 0) & (last < length)):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bimba.report
+from bimba.places import CONF
 from bimba.report.facts import flat
 from bimba.report.sweep.cell import Cell
 from bimba.report.sweep.label import NONE, as_text, comparable, is_reference
@@ -24,13 +24,9 @@ def defaults_of(compressors: Iterable[str]) -> tuple[dict[str, dict[str, Any]], 
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    roots = (Path(bimba.report.__path__[0]).parents[1], Path.cwd())
-    conf = next((root / "conf" for root in roots if (root / "conf" / "model" / "compressor").is_dir()), None)
-    if conf is None:
-        return {}, "There is no folder conf here, so the settings are not compared with the default."
     found, unknown = {}, []
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in compressors:
             try:
                 cfg = compose("train", [f"model/compressor={name}"])
