@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bimba.app.models import Models, Settings
+from bimba.data.isolated import start_early
 from bimba.types import BimbaError
 
 # The browser refuses whatever is not from this server: no fonts, scripts or reports of others, whatever Gradio's
@@ -36,7 +37,7 @@ def serve(settings: Settings, host: str, port: int, max_upload_mb: float, keep_m
 
     Args:
         port: 0 takes a free one.
-        max_upload_mb: the largest file, in 10^6 bytes.
+        max_upload_mb: the largest file, in 2^20 bytes, which browsers call MB.
         keep_minutes: how long a video is kept that nobody asks about.
 
     Raises:
@@ -50,9 +51,10 @@ def serve(settings: Settings, host: str, port: int, max_upload_mb: float, keep_m
     listener = _listen(host, port)  # before models are loaded, which takes longer
     with listener, tempfile.TemporaryDirectory(prefix="bimba-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when the page is made
+        start_early()  # so that the first video does not wait for it
         models = Models(settings)
         try:
-            app = make_app(models, Path(folder), int(max_upload_mb * 1e6), 60 * keep_minutes)
+            app = make_app(models, Path(folder), int(max_upload_mb * 2**20), 60 * keep_minutes)
             address = f"http://{_shown(host)}:{listener.getsockname()[1]}"
             _say(host, address)
             _run(app, listener)
@@ -87,7 +89,7 @@ def make_app(models: Models, folder: Path, max_upload_bytes: int, keep_s: float)
     _tidy_every(TIDY_S, sessions.tidy, models.ended)
     mounted = gr.mount_gradio_app(
         app,
-        build(models, sessions),
+        build(models, sessions, max_upload_bytes),
         path="/",
         max_file_size=max_upload_bytes,
         footer_links=[],
@@ -129,7 +131,7 @@ def _quiet_gradio() -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise BimbaError(
-            f'bimba app needs Gradio, and it cannot be imported ({error}). pip install "bimba[app]", or pip install gradio.'
+            f"bimba app needs Gradio, which cannot be imported ({error}). Install it: pip install 'bimba[app]'"
         ) from error
 
 
