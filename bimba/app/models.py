@@ -2,7 +2,8 @@
 
 ``VideoQA``, its cache and the hooks of a selection map are not for several threads, so whatever touches a model is a
 job of :class:`Models`' one thread. Its queue is first come, first served, and no visitor who closes the page in the
-middle of an answer can leave a lock behind.
+middle of an answer can leave a lock behind. Maps are drawn in a second thread, so that no question waits for one: they
+read weights, and nothing else of a model.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def _short(checkpoint: str) -> str:
 
 
 class Models:
-    """One model, or two that are compared, and the thread in which they work."""
+    """One model, or two that are compared, and the threads in which they work."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -174,6 +175,7 @@ class Models:
             for model in self.all:
                 model.label = model.full_label
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bimba-model")
+        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="bimba-map")
         self.ended = threading.Event()
 
     def submit(self, job: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
@@ -182,9 +184,21 @@ class Models:
         Raises:
             BimbaError: the page is being closed.
         """
+        self._check_running()
+        return self._thread.submit(job, *args, **kwargs)
+
+    def draw(self, model: Model, watched: Watched) -> Future[SelectionMap]:
+        """A selection map, beside the jobs.
+
+        Raises:
+            BimbaError: the page is being closed.
+        """
+        self._check_running()
+        return self._drawing.submit(model.select, watched)
+
+    def _check_running(self) -> None:
         if self.ended.is_set():
             raise BimbaError("bimba app has been stopped; start it again.")
-        return self._thread.submit(job, *args, **kwargs)
 
     def forget(self, keys: Sequence[VideoKey]) -> None:
         """Lets go of encoded videos."""
@@ -200,7 +214,8 @@ class Models:
     def end(self) -> None:
         """No job begins after this one, and an answer that is being given stops at its next word."""
         self.ended.set()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._drawing):
+            thread.shutdown(wait=False, cancel_futures=True)
 
 
 class _Streamer(BaseStreamer):

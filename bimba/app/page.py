@@ -69,7 +69,12 @@ def build(models: Models, sessions: Sessions, max_upload_bytes: int) -> gr.Block
         gr.HTML(_header(models), elem_id="header")
         with gr.Row(elem_id="work", equal_height=False):
             with gr.Column(min_width=300):
-                video = gr.Video(label=f"Video, at most {max_upload_bytes / 2**20:g} MB", sources=["upload"], elem_id="video", height=300)
+                video = gr.Video(
+                    label=f"Video, at most {max_upload_bytes / 2**20:g} MB",
+                    sources=["upload"],
+                    elem_id="video",
+                    height=300,
+                )
                 stages = gr.HTML(drawing.stages(None), elem_id="stages")
             with gr.Column(min_width=300):
                 question = gr.Textbox(

@@ -108,7 +108,7 @@ def _read(reading: Reading, models: Models) -> Iterator[None]:
 
 def draw_map(reading: Reading, models: Models, model: Model, watched: Watched, question: str | None) -> Iterator[None]:
     """The selection map of what was watched, into ``reading.maps``."""
-    mapping = models.submit(model.select, watched)
+    mapping = models.draw(model, watched)
     while not _done(mapping):
         yield
     facts = {"video": reading.name, "checkpoint": model.label, "question": question}

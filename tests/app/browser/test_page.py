@@ -65,7 +65,9 @@ def test_a_video_a_question_and_what_was_selected(page_of_one, visitor, videos):
     assert "Video read once: 2 questions answered." in page.inner_text("#answers")
     assert page.input_value("#question textarea") == ""
     newest, first = page.locator("#answers article").all()
-    assert " ".join(first.locator(".text").inner_text().split()) == expected(page_of_one.models, videos / "a.mp4", "Who?")
+    assert " ".join(first.locator(".text").inner_text().split()) == expected(
+        page_of_one.models, videos / "a.mp4", "Who?"
+    )
     percents = [int(text.removesuffix(" %")) for text in newest.locator(".percent").all_inner_texts()]
     assert len(percents) == 4 and abs(sum(percents) - 100) <= 2
     assert newest.locator(".chosen .percent").inner_text() == f"{max(percents)} %"
@@ -164,6 +166,9 @@ def test_two_models_side_by_side_on_any_window(models_of, tmp_path, visitor, vid
         left, right = (box.bounding_box() for box in boxes)
         assert (left["y"] == right["y"]) == (width > 1000)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        above, below = (page.locator(part).bounding_box() for part in ("#answers", "#frames"))
+        assert above["y"] + above["height"] <= below["y"]
+        assert page.evaluate("document.querySelector('#answers').scrollHeight") <= above["height"] + 1
         unnamed = page.evaluate(UNNAMED)
         assert unnamed == []
         assert page.evaluate(CONTRAST) >= 4.5
