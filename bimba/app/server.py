@@ -136,15 +136,17 @@ def _quiet_gradio() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise BimbaError(f"--port is {port}; expected 0 (any that is free) to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise BimbaError(
-            f"The page cannot be served at {host}, port {port} ({getattr(error, 'strerror', None) or error}). Give "
+            f"The page cannot be served at {host}, port {port} ({error.strerror or error}). Give "
             "another --port (0 takes a free one), or a --host that is an address of this machine."
         ) from error
     return listener
@@ -183,8 +185,10 @@ def _run(app: Any, listener: socket.socket) -> None:
     """Until SIGINT or SIGTERM; either leaves through the callers' ``finally``, so that files are removed."""
     import uvicorn
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    # Open pages keep a connection each, which would be waited for.
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listener])
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        # Open pages keep a connection each, which would be waited for.
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BimbaError("--compare-base is the base of --compare; give both.")
     if arguments.compare == arguments.checkpoint:
         raise BimbaError(f"--checkpoint and --compare are both {arguments.compare}; give two different ones.")
-    if arguments.queries < 1 or (arguments.max_new_tokens or 1) < 1:
+    if arguments.queries < 1 or (arguments.max_new_tokens is not None and arguments.max_new_tokens < 1):
         raise BimbaError("--queries and --max-new-tokens take 1 or more.")
     hush_libraries()
     from bimba.app.models import Settings

@@ -30,7 +30,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--queries", "0"], "take 1 or more"),
         (["--max-new-tokens", "0"], "take 1 or more"),
         (["--max-upload-mb", "0"], "--max-upload-mb 0 and --keep-minutes 60; both must be above 0"),
-        (["--port", "70000"], "another --port"),
+        (["--port", "70000"], "--port is 70000; expected 0 (any that is free) to 65535"),
         (["--host", "192.0.2.1", "--port", "0"], "cannot be served at 192.0.2.1"),
         (["--checkpoint", "nowhere/checkpoint", "--port", "0"], "nowhere/checkpoint"),
         (["--num-frames", "0", "--port", "0"], "--num-frames is 0; expected 1 or more"),

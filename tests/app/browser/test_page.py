@@ -185,8 +185,11 @@ CONTRAST = """() => {
     .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
   const rgb = text => text.match(/[\\d.]+/g).map(Number);
   const behind = e => { for (; e; e = e.parentElement) {
-    const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c.slice(0, 3); } return [255, 255, 255]; };
-  const words = document.querySelectorAll("#header p, #stages li span, .bimba-count, .bimba-soft, .bimba-exchange :is(h3, h4), .option, .percent");
+    const c = rgb(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] > 0) return c.slice(0, 3);
+  } return [255, 255, 255]; };
+  const words = document.querySelectorAll(
+    "#header p, #stages li span, .bimba-count, .bimba-soft, .bimba-exchange :is(h3, h4), .option, .percent");
   return Math.min(...[...words].filter(e => e.innerText?.trim()).map(e => {
     const [a, b] = [rgb(getComputedStyle(e).color).slice(0, 3), behind(e)].map(light).sort((x, y) => y - x);
     return (a + .05) / (b + .05); })); }"""
