@@ -4,7 +4,7 @@
 
 Needs chromium and playwright (pip install -e ".[dev]"; apt-get install chromium). Each time is a new page; the clock
 starts when the file is handed to the page and stops when the browser has the picture. Without ``--video`` it is a film
-of 60 s, 1280 x 720 at 30 frames per second, made of moving textures.
+of 60 s, 640 x 360 at 25 frames per second, made of moving squares.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-SECONDS, RATE, WIDTH, HEIGHT = 60, 30, 1280, 720
+SECONDS, RATE, WIDTH, HEIGHT, SQUARE = 60, 25, 640, 360, 40
 
 
 def write_film(path: Path) -> None:
-    texture = np.random.default_rng(0).integers(0, 256, (HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)
-    picture = texture.repeat(16, 0).repeat(16, 1)
+    squares = np.random.default_rng(0).integers(0, 256, (HEIGHT // SQUARE, WIDTH // SQUARE, 3), dtype=np.uint8)
+    picture = squares.repeat(SQUARE, 0).repeat(SQUARE, 1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -181,10 +183,19 @@ def _tidy_every(seconds: float, tidy: Callable[[], None], ended: threading.Event
     threading.Thread(target=work, name="bimba-tidy", daemon=True).start()
 
 
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's is more than that a visitor left, or that connections end with the command."""
+    from starlette.requests import ClientDisconnect
+
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, (ClientDisconnect, asyncio.CancelledError)) or "graceful" in record.getMessage())
+
+
 def _run(app: Any, listener: socket.socket) -> None:
     """Until SIGINT or SIGTERM; either leaves through the callers' ``finally``, so that files are removed."""
     import uvicorn
 
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_saying)
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         # Open pages keep a connection each, which would be waited for.

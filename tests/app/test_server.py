@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 import socket
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from bimba import cli
-from bimba.app.server import POLICY
+from bimba.app.server import POLICY, _is_worth_saying
 from tests.app.conftest import served
 
 
@@ -66,6 +69,16 @@ def test_only_this_server_is_named_to_the_browser_and_gradio_reports_nothing(mod
         assert all(dependency["api_visibility"] == "private" for dependency in config["dependencies"])
         gone = httpx.get(f"{page.address}/selection/guess")
         assert (gone.status_code, gone.text) == (404, "This map is no longer here. Drop the video again.")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ClientDisconnect(), False), (asyncio.CancelledError(), False), (ZeroDivisionError(), True), (None, True)],
+)
+def test_visitors_who_leave_are_no_errors_in_the_terminal(error, said):
+    exc_info = (type(error), error, None) if error else None
+    record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "Exception in ASGI application", (), exc_info)
+    assert _is_worth_saying(record) is said
 
 
 def test_a_file_above_the_limit_is_refused_whoever_sends_it(models_of, tmp_path):
