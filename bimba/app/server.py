@@ -11,7 +11,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def serve(settings: Settings, host: str, port: int, max_upload_mb: float, keep_m
         )
     _quiet_gradio()
     listener = _listen(host, port)  # before models are loaded, which takes longer
-    with listener, tempfile.TemporaryDirectory(prefix="bimba-app-") as folder:
+    with listener, _sigterm_exits(), tempfile.TemporaryDirectory(prefix="bimba-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when the page is made
         start_early()  # so that the first video does not wait for it
         models = Models(settings)
@@ -119,6 +120,16 @@ class _Headers:
             await send(message)
 
         await self.app(scope, receive, sending)
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """SIGTERM leaves through every ``finally``, so that files are removed; also while models are being loaded."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _quiet_gradio() -> None:
@@ -192,14 +203,10 @@ def _is_worth_saying(record: logging.LogRecord) -> bool:
 
 
 def _run(app: Any, listener: socket.socket) -> None:
-    """Until SIGINT or SIGTERM; either leaves through the callers' ``finally``, so that files are removed."""
+    """Until SIGINT or SIGTERM, which is raised again at the end."""
     import uvicorn
 
     logging.getLogger("uvicorn.error").addFilter(_is_worth_saying)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        # Open pages keep a connection each, which would be waited for.
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    # Open pages keep a connection each, which would be waited for.
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listener])
