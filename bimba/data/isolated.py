@@ -137,16 +137,6 @@ def _deadline(deadline_s: float | None) -> float:
     return limit_s
 
 
-def start_early() -> None:
-    """Starts a decoding process for the first video before there is one, where videos are decoded in processes.
-
-    Raises:
-        BimbaError: it could not be started.
-    """
-    if os.environ.get(ISOLATE, "1") != "0":
-        _give_back(_start())
-
-
 _all: WeakSet[DecoderProcess] = WeakSet()
 _free: list[DecoderProcess] = []
 _lock = threading.Lock()
