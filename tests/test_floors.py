@@ -23,6 +23,7 @@ FLOORS = [
     {"bimba.checkpoint", "bimba.overrides", "bimba.processes", "bimba.runs"},
     {"bimba.training", "bimba.inference", "bimba.report", "bimba.sweep"},
     {"lmms_eval_plugin"},
+    {"bimba.app"},
     {"train", "evaluate", "bimba.cli", "hydra_plugins"},  # evaluate.py runs the harness with the plugin's model
     {"bimba", "bimba.__main__"},
 ]

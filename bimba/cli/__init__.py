@@ -11,11 +11,23 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from bimba.cli import ask, chat, convert, data, doctor, egoschema_submission, hydra_scripts, prepare, report, selection
+from bimba.cli import (
+    app,
+    ask,
+    chat,
+    convert,
+    data,
+    doctor,
+    egoschema_submission,
+    hydra_scripts,
+    prepare,
+    report,
+    selection,
+)
 from bimba.cli.common import FAILED, INTERRUPTED, WRONG_USAGE, UsageError
 from bimba.types import BimbaError
 
-COMMANDS = (ask, chat, selection, hydra_scripts, data, prepare, report, convert, egoschema_submission, doctor)
+COMMANDS = (ask, chat, app, selection, hydra_scripts, data, prepare, report, convert, egoschema_submission, doctor)
 DEBUG = "BIMBA_DEBUG"
 
 _EPILOG = """\

@@ -45,6 +45,10 @@ class LRUCache(Generic[Item]):
         self._items[key] = item
         self.make_room(0)
 
+    def discard(self, key: Hashable) -> None:
+        """Forgets an item, if it is there."""
+        self._items.pop(key, None)
+
     def make_room(self, num_bytes: int) -> None:
         """Forgets what was used least recently until ``num_bytes`` more fit, or nothing is left."""
         while self._items and self.num_bytes + num_bytes > self.max_bytes:

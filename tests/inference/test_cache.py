@@ -43,3 +43,11 @@ def test_no_bytes_is_no_cache():
     cache: LRUCache[Item] = LRUCache(max_bytes=0)
     cache.put("a", Item(1))
     assert cache.get("a") is None
+
+
+def test_what_is_discarded_makes_room():
+    cache: LRUCache[Item] = LRUCache(max_bytes=10)
+    cache.put("a", Item(6))
+    cache.discard("a")
+    cache.discard("never there")
+    assert (len(cache), cache.num_bytes, cache.get("a")) == (0, 0, None)

@@ -1,0 +1,79 @@
+"""``bimba app``: a page in the browser for a video and questions about it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from bimba.cli.common import Commands, hush_libraries
+from bimba.types import BimbaError, ShortVideos
+
+
+def add(commands: Commands) -> list[argparse.ArgumentParser]:
+    app = commands.add_parser(
+        "app",
+        help="a page in the browser: drop a video, ask, see what was selected",
+        description="Serves a page on this machine: drop a video, ask questions about it, see what the compressor "
+        "selected, compare two checkpoints. Nothing leaves the machine. Needs Gradio: pip install 'bimba[app]'.",
+        epilog="example: bimba app --checkpoint outputs/train/A/checkpoint --compare outputs/train/B/checkpoint",
+    )
+    app.add_argument("--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)")
+    app.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
+    app.add_argument("--compare", metavar="CHECKPOINT", help="another checkpoint, which answers beside it")
+    app.add_argument("--compare-base", metavar="FOLDER", help="the base of that one, if it is an adapter")
+    app.add_argument(
+        "--num-frames", "--frames", type=int, metavar="N", help="frames to sample (default: each checkpoint's number)"
+    )
+    app.add_argument(
+        "--short-videos",
+        choices=get_args(ShortVideos),
+        default="repeat",
+        help="what becomes of a video with fewer frames: refuse it, or repeat frames and say so (default: %(default)s)",
+    )
+    app.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 256)")
+    app.add_argument(
+        "--queries", type=int, default=128, metavar="N", help="queries a selection map looks at (default: %(default)s)"
+    )
+    app.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
+    app.add_argument(
+        "--host", default="127.0.0.1", help="address to serve at (default: %(default)s, this machine only)"
+    )
+    app.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
+    app.add_argument(
+        "--max-upload-mb", type=float, default=500, metavar="MB", help="largest video file (default: %(default)s)"
+    )
+    app.add_argument(
+        "--keep-minutes",
+        type=float,
+        default=60,
+        metavar="MINUTES",
+        help="how long a video is kept that nobody asks about (default: %(default)s)",
+    )
+    app.set_defaults(run=run)
+    return [app]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.compare_base and not arguments.compare:
+        raise BimbaError("--compare-base is the base of --compare; give both.")
+    if arguments.compare == arguments.checkpoint:
+        raise BimbaError(f"--checkpoint and --compare are both {arguments.compare}; give two different ones.")
+    if arguments.queries < 1 or (arguments.max_new_tokens is not None and arguments.max_new_tokens < 1):
+        raise BimbaError("--queries and --max-new-tokens take 1 or more.")
+    hush_libraries()
+    from bimba.app.models import Settings
+    from bimba.app.server import serve
+
+    checkpoints = [(arguments.checkpoint, arguments.base)]
+    if arguments.compare:
+        checkpoints.append((arguments.compare, arguments.compare_base))
+    settings = Settings(
+        checkpoints,
+        num_frames=arguments.num_frames,
+        short_videos=arguments.short_videos,
+        max_new_tokens=arguments.max_new_tokens,
+        queries=arguments.queries,
+        device=arguments.device,
+    )
+    serve(settings, arguments.host, arguments.port, arguments.max_upload_mb, arguments.keep_minutes)
+    return 0
