@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import OmegaConf
 
-from bimba.overrides import naming_unknown_keys
+from bimba.overrides import check_command_line
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
@@ -212,5 +212,5 @@ if __name__ == "__main__":
     os.environ.setdefault("BIMBA_ROOT", here)  # conf/paths reads it
     # The harness imports Hugging Face's `evaluate`; with this folder first in line it would get this file instead.
     sys.path.sort(key=lambda entry: entry == here)
-    with naming_unknown_keys(Path(here) / "conf", "evaluate", sys.argv[1:]):
-        main()
+    check_command_line(Path(here) / "conf", "evaluate", sys.argv[1:])
+    main()

@@ -29,7 +29,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bimba.overrides import naming_unknown_keys
+from bimba.overrides import check_command_line
 from bimba.sweep.job import is_job_of_sweep, run_as_process
 from bimba.types import BimbaError
 
@@ -217,12 +217,12 @@ def message_of(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, BimbaError):
-            return f"Error: {cause}"
+            return f"error: {cause}"
         cause = cause.__cause__
     # A key of a node that is built as it stands, such as trainer: Hydra says so in three lines.
     if unread := re.search(r"unexpected keyword argument '(\w+)'.*full_key: (\S+)", str(error), re.DOTALL):
-        return f"Error: Nobody reads {unread[2]}.{unread[1]}; remove it. `python train.py --help` lists the keys."
-    return f"Error: {error} (show_traceback=true shows where it comes from)"
+        return f"error: Nobody reads {unread[2]}.{unread[1]}; remove it. `python train.py --help` lists the keys."
+    return f"error: {error} (show_traceback=true shows where it comes from)"
 
 
 def status_of_stopped(error: Exception) -> int | None:
@@ -301,5 +301,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    with naming_unknown_keys(Path(__file__).resolve().parent / "conf", "train", sys.argv[1:]):
-        main()
+    check_command_line(SCRIPT.parent / "conf", "train", sys.argv[1:])
+    main()
