@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from bimba.overrides import check_command_line
-from bimba.types import BimbaError
+from bimba.types import BimbaError, memory_error
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -37,6 +38,7 @@ KEYS = {
 }  # fmt: skip
 SOURCES = ("hf_home", "miniature")
 ANSWERS = ("generate", "choose")
+GOES_ON = "Answers are kept: the same command with output_dir={} goes on from them."
 FOLDERS = ("HF_HOME", "BIMBA_VNBENCH_ROOT", "BIMBA_NEEDLE_ROOT")  # variables that conf/benchmark reads
 
 
@@ -47,6 +49,10 @@ def check(config: DictConfig) -> None:
     source = config.benchmark.get("source", SOURCES[0])
     if source not in SOURCES:
         raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
+    for key in ("limit", "num_frames", "temporal_pooling", "decode_deadline_s"):
+        value = config[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise BimbaError(f"{key} is {value!r}; expected a number, or null.")
     if config.answers not in ANSWERS:
         raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")
 
@@ -205,6 +211,14 @@ def main(config: DictConfig) -> None:
         evaluate(config, changes)
     except BimbaError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(f"interrupted. {GOES_ON.format(config.output_dir)}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (RuntimeError, MemoryError) as error:
+        less = f"Give fewer num_frames=, dtype=bfloat16, or a larger temporal_pooling=. {GOES_ON}"
+        if (short := memory_error(error, less.format(config.output_dir))) is None:
+            raise
+        sys.exit(f"error: {short}")
 
 
 if __name__ == "__main__":
