@@ -138,8 +138,10 @@ def evaluate(config: DictConfig, changes: list[Change]) -> None:
             the folder.
     """
     from bimba.report.files import hold
+    from bimba.versions import check_versions
     from lmms_eval_plugin import ranks
 
+    check_versions("lmms-eval", "filelock")
     ranks.join(config.device)
     config.output_dir = ranks.as_first_says(str(config.output_dir))  # the clock in it may have gone on meanwhile
     folder = Path(config.output_dir)

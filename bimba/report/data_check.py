@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import bimba.data
-from bimba.overrides import unknown_keys
+from bimba.overrides import refusal, unknown_keys
 from bimba.types import BimbaError
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def find_data(
     from bimba.data.datamodule import VideoQADataModule
     from bimba.data.mixture import Mixture, read_mixture
 
+    for name, number in (("--frames", num_frames), ("--max-length", max_length)):
+        if number is not None and number < 1:
+            raise BimbaError(f"{name} is {number}; expected 1 or more.")
     path = Path(mixture)
     if path.suffix not in (".json", ".jsonl") and (name := _option(path)) is not None:
         given: dict[str, Any] = {"video_root": video_root, "image_root": image_root}
@@ -98,7 +101,7 @@ def _from_configuration(name: str, overrides: Sequence[str], checkpoint: str | N
 
     cfg = _compose(name, overrides)
     if missing := sorted(OmegaConf.missing_keys(cfg.data)):
-        keys = " ".join(f"data.{key}=..." for key in missing)
+        keys = " ".join(f"{key}=..." for key in missing)
         raise BimbaError(f"data={name} has no default for {', '.join(missing)}; give {keys}")
     checkpoint = checkpoint or cfg.checkpoint or cfg.model.tokenizer
     processor = _processor(checkpoint)
@@ -130,8 +133,8 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(root / "conf"), version_base="1.3"):
             cfg = compose("train", [f"data={name}", *overrides])
     except HydraException as error:
-        hints = unknown_keys(root / "conf", "train", [f"data={name}", *overrides])
-        raise BimbaError("\n".join(hints) or f"{name}: neither a file nor data of conf/data: {error}") from error
+        hints = unknown_keys(root / "conf", "train", [f"data={name}", *overrides]) or [refusal(error)]
+        raise BimbaError(" ".join([f"{name} is no file, so it was looked for in conf/data.", *hints])) from error
     cfg.paths.root = os.environ.get("BIMBA_ROOT", str(root))  # as train.py has it
     return cfg
 

@@ -1,6 +1,10 @@
 """Training: which weights move, how fast, and what happens around each step (Lightning)."""
 
-from bimba.training.build import (
+from bimba.versions import check_versions
+
+check_versions("torch", "transformers", "lightning", "peft")  # before names are imported that others do not have
+
+from bimba.training.build import (  # noqa: E402
     ModelSettings,
     accumulation_steps,
     ask_as_in,
@@ -8,8 +12,8 @@ from bimba.training.build import (
     outline_model,
     samples_per_pass,
 )
-from bimba.training.module import BimbaModule
-from bimba.training.trainable import log_parts, set_trainable
+from bimba.training.module import BimbaModule  # noqa: E402
+from bimba.training.trainable import log_parts, set_trainable  # noqa: E402
 
 __all__ = [
     "BimbaModule",
