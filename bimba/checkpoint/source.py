@@ -182,7 +182,11 @@ def checkpoint_folder(path_or_name: str | os.PathLike[str]) -> Path:
 
 def _open_ours(folder: Path) -> Source:
     with explained(folder / "config.json", "model"):
-        config = BimbaConfig.from_pretrained(folder)
+        try:
+            config = BimbaConfig.from_pretrained(folder)
+            _ = config.reduction  # raises where there is no such compressor
+        except BimbaError as error:
+            raise BimbaError(f"{folder / 'config.json'}: {error}") from error
     tensors = model_tensors(folder)
     _check_processor_files(folder)
     with explained(folder, "processor"):

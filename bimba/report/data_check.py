@@ -122,7 +122,7 @@ def _from_configuration(name: str, overrides: Sequence[str], checkpoint: str | N
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
 
     roots = (Path(bimba.data.__path__[0]).parents[1], Path.cwd())
     root = next((root for root in roots if (root / "conf" / "data").is_dir()), None)
@@ -134,7 +134,8 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
             cfg = compose("train", [f"data={name}", *overrides])
     except HydraException as error:
         hints = unknown_keys(root / "conf", "train", [f"data={name}", *overrides]) or [refusal(error)]
-        raise BimbaError(" ".join([f"{name} is no file, so it was looked for in conf/data.", *hints])) from error
+        what = f"{name}: neither a file nor data of conf/data. " if isinstance(error, MissingConfigException) else ""
+        raise BimbaError(what + "\n".join(hints)) from error
     cfg.paths.root = os.environ.get("BIMBA_ROOT", str(root))  # as train.py has it
     return cfg
 

@@ -52,7 +52,9 @@ def test_a_cache_folder_that_cannot_be_written_to_is_passed_over(caplog, tmp_pat
 
 
 def test_a_full_disk_while_a_checkpoint_is_converted_leaves_nothing_behind(refused, monkeypatch):
-    monkeypatch.setattr("bimba.checkpoint.convert.save_file", _full)
+    import bimba.checkpoint.convert  # noqa: F401
+
+    monkeypatch.setattr(sys.modules["bimba.checkpoint.convert"], "save_file", _full)  # whose name a function has, too
     says = ["could not be written: No space left on device", "What was there before is unchanged", "has room"]
     refused(Case("full", ["convert", "good", "new", "--to", "bimba"], says))
 

@@ -165,6 +165,8 @@ def evaluate(evaluate_script, monkeypatch, tmp_path):
     """evaluate.py's function on a composed configuration."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     monkeypatch.setenv("BIMBA_ROOT", str(ROOT))
     monkeypatch.setattr("bimba.report.facts.changed_settings", lambda config: [])
@@ -172,9 +174,13 @@ def evaluate(evaluate_script, monkeypatch, tmp_path):
 
     def run(*overrides):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            evaluate_script.main(compose("evaluate", [f"output_dir={tmp_path}", *overrides]))
+            cfg = compose("evaluate", [f"output_dir={tmp_path}", *overrides], return_hydra_config=True)
+        cfg.hydra.runtime.output_dir = str(tmp_path)
+        HydraConfig.instance().set_config(cfg)
+        evaluate_script.main(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
 
-    return run
+    yield run
+    HydraConfig.instance().cfg = None
 
 
 @pytest.mark.parametrize(
