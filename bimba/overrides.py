@@ -36,8 +36,10 @@ def check_command_line(conf: Path, name: str, arguments: Sequence[str]) -> None:
     from hydra.errors import CompactHydraException
 
     options, strange = get_args_parser().parse_known_args(list(arguments))
-    if strange:
-        _stop([f"{' '.join(strange)}: no such option. Keys are given as KEY=VALUE; --help lists them."])
+    if flags := [word for word in strange if word.startswith("-")]:
+        _stop([f"{' '.join(flags)}: no such option. Keys are given as KEY=VALUE; --help lists them."])
+    if strange:  # argparse takes keys in one place only
+        _stop([f"{' '.join(strange)}: not understood there. Give all KEY=VALUE together, before or after the options."])
     if any((options.help, options.hydra_help, options.shell_completion, options.config_dir, options.config_name)):
         return
     words = options.overrides
@@ -45,8 +47,8 @@ def check_command_line(conf: Path, name: str, arguments: Sequence[str]) -> None:
     try:
         overrides = parsed(words)
         with initialize_config_dir(str(conf), version_base="1.3"):
-            each = [_one(override) if options.multirun else override.input_line for override in overrides]
-            cfg = compose(name, each, return_hydra_config=True)
+            each = [_one(override) if options.multirun else [override.input_line] for override in overrides]
+            cfg = compose(name, [word for one in each for word in one], return_hydra_config=True)
             defaults = compose(name, choices(overrides, groups_in(conf)), return_hydra_config=True)
         check_kinds(cfg, defaults, [override.key_or_group for override in overrides])
     except CompactHydraException as error:
@@ -171,17 +173,23 @@ def choices(overrides: Sequence[Any], groups: set[str]) -> list[str]:
     ]
 
 
-def _one(override: Any) -> str:
-    """The override as it was written, of a sweep with its first value."""
+def _one(override: Any) -> list[str]:
+    """The override as it was written; of a sweep its first value, nothing of one that is not known before it runs."""
     if not override.is_sweep_override():
-        return str(override.input_line)
-    key, _, _ = override.input_line.partition("=")
-    return f"{key}={_first(override)}"
+        return [str(override.input_line)]
+    first = _first(override)
+    return [] if first is None else [f"{override.input_line.partition('=')[0]}={first}"]
 
 
 def _first(override: Any) -> Any:
-    """Its value, the first one of a sweep."""
-    return next(override.sweep_string_iterator()) if override.is_sweep_override() else override.value()
+    """Its value, the first one of a sweep; None of an interval and of a pattern."""
+    from hydra.core.override_parser.types import ValueType
+
+    if not override.is_sweep_override():
+        return override.value()
+    if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
+        return None
+    return next(override.sweep_string_iterator())
 
 
 def _describe(key: str, tree: Any, groups: Sequence[str], conf: Path) -> str | None:

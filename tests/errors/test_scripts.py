@@ -32,6 +32,7 @@ TRAIN = [
         "a_bracket", ["optimizer.betas=[0.9"], ["'optimizer.betas=[0.9' cannot be read", "in quotes if the value has"]
     ),
     Case("a_flag", ["--max-steps=3"], ["--max-steps=3: no such option", "Keys are given as KEY=VALUE"]),
+    Case("keys_in_two_places", ["seed=1", "-m", "trainer=cpu"], ["trainer=cpu: not understood there", "together"]),
     Case("a_word_as_seed", ["seed=abc"], ["seed is 'abc'; expected a number, such as the default, 0"]),
     Case("a_word_as_rate", ["optimizer.lr=fast"], ["optimizer.lr is 'fast'; expected a number"]),
     Case("a_word_as_switch", ["save_frozen=maybe"], ["save_frozen is 'maybe'; expected true or false"]),
@@ -64,7 +65,8 @@ def test_the_command_line_is_looked_at_before_anything_starts(script, case, monk
     [
         ["--help"],
         ["--cfg", "job", "-p", "trainer", "seed=3"],
-        ["-m", "seed=1,2", "model/compressor=mamba,pool"],
+        ["-m", "seed=1,2", "model/compressor=mamba,pool", "optimizer.lr=interval(0,1)", "trainer.max_steps=range(1,3)"],
+        ["-m", "model/compressor=glob(*)", "hydra/sweeper=lr_search"],
         ["trainer.devices=auto", "trainer.val_check_interval=0.5", "model.gradient_checkpointing=reentrant"],
         ["optimizer.lr=1e-4", "seed=null", "+trainer.extra=1", "paths.run_dir=x", "trainer=ddp"],
     ],
