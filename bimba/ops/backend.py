@@ -86,7 +86,8 @@ class Registry:
             return self._choose_best(call)
         if name not in self.backends:
             known = ", ".join(["auto", *self.backends])
-            raise BimbaError(f"{self.package}: no backend is called {name!r}, asked for{by}; choose one of: {known}.")
+            named = f" (asked for{by})" if by else ""
+            raise BimbaError(f"{self.package}: no backend is called {name!r}{named}; choose one of: {known}.")
         reason = self.refusal(name, call)
         if reason is not None:
             raise BimbaError(
