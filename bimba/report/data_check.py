@@ -52,9 +52,9 @@ def find_data(
     from bimba.data.datamodule import VideoQADataModule
     from bimba.data.mixture import Mixture, read_mixture
 
-    for name, number in (("--frames", num_frames), ("--max-length", max_length)):
+    for flag, number in (("--frames", num_frames), ("--max-length", max_length)):
         if number is not None and number < 1:
-            raise BimbaError(f"{name} is {number}; expected 1 or more.")
+            raise BimbaError(f"{flag} is {number}; expected 1 or more.")
     path = Path(mixture)
     if path.suffix not in (".json", ".jsonl") and (name := _option(path)) is not None:
         given: dict[str, Any] = {"video_root": video_root, "image_root": image_root}
