@@ -4,7 +4,7 @@ import pytest
 
 from bimba import cli
 from tests.errors import workshop as broken
-from tests.errors.case import FAILED, Case, check_said
+from tests.errors.case import Case, check_said
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +43,8 @@ def refused(workshop, monkeypatch, capfd):
         except SystemExit as stop:
             code = stop.code
         captured = capfd.readouterr()
-        # Without exit codes of its own, the command line had 2 for every error.
-        assert code == (getattr(cli, "FAILED", 2) if case.code == FAILED else case.code), captured.err
+
+        assert code == case.code, captured.err
         said = "\n".join(line for line in captured.err.splitlines() if not line.startswith(("usage:", "   ")))
         check_said(said, case.says)
         assert sorted(path.name for path in workshop.iterdir()) == before
