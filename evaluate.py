@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import OmegaConf
 
-from bimba.overrides import naming_unknown_keys
+from bimba.overrides import check_command_line
 from bimba.places import default_root
-from bimba.types import BimbaError
+from bimba.types import BimbaError, memory_error
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -38,6 +39,7 @@ KEYS = {
 }  # fmt: skip
 SOURCES = ("hf_home", "miniature")
 ANSWERS = ("generate", "choose")
+GOES_ON = "Answers are kept: the same command with output_dir={} goes on from them."
 FOLDERS = ("HF_HOME", "BIMBA_VNBENCH_ROOT", "BIMBA_NEEDLE_ROOT")  # variables that conf/benchmark reads
 
 
@@ -48,6 +50,10 @@ def check(config: DictConfig) -> None:
     source = config.benchmark.get("source", SOURCES[0])
     if source not in SOURCES:
         raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
+    for key in ("limit", "num_frames", "temporal_pooling", "decode_deadline_s"):
+        value = config[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise BimbaError(f"{key} is {value!r}; expected a number, or null.")
     if config.answers not in ANSWERS:
         raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")
 
@@ -133,8 +139,10 @@ def evaluate(config: DictConfig, changes: list[Change]) -> None:
             the folder.
     """
     from bimba.report.files import hold
+    from bimba.versions import check_versions
     from lmms_eval_plugin import ranks
 
+    check_versions("lmms-eval", "filelock")
     ranks.join(config.device)
     config.output_dir = ranks.as_first_says(str(config.output_dir))  # the clock in it may have gone on meanwhile
     folder = Path(config.output_dir)
@@ -207,6 +215,14 @@ def main(config: DictConfig) -> None:
         evaluate(config, changes)
     except BimbaError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(f"interrupted. {GOES_ON.format(config.output_dir)}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (RuntimeError, MemoryError) as error:
+        less = f"Give fewer num_frames=, dtype=bfloat16, or a larger temporal_pooling=. {GOES_ON}"
+        if (short := memory_error(error, less.format(config.output_dir))) is None:
+            raise
+        sys.exit(f"error: {short}")
 
 
 if __name__ == "__main__":
@@ -214,5 +230,5 @@ if __name__ == "__main__":
     os.environ.setdefault("BIMBA_ROOT", str(default_root()))  # conf/paths reads it
     # The harness imports Hugging Face's `evaluate`; with this folder first in line it would get this file instead.
     sys.path.sort(key=lambda entry: entry == here)
-    with naming_unknown_keys(Path(here) / "conf", "evaluate", sys.argv[1:]):
-        main()
+    check_command_line(Path(here) / "conf", "evaluate", sys.argv[1:])
+    main()

@@ -14,8 +14,8 @@ at once.
 from __future__ import annotations
 
 import os
-import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -23,11 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from bimba.overrides import naming_unknown_keys
+from bimba.overrides import check_command_line
 from bimba.places import command_of, default_root
 from bimba.sweep.job import is_job_of_sweep, run_as_process
 from bimba.types import BimbaError
@@ -136,9 +134,15 @@ def quiet() -> None:
 
 
 def build_trainer(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer:
-    """The Lightning trainer with its callbacks and loggers."""
+    """The Lightning trainer with its callbacks and loggers.
+
+    Raises:
+        BimbaError: the machine has not got what the keys of ``trainer`` ask for.
+    """
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from bimba.training.checkpointing import WholeFiles
 
@@ -146,15 +150,24 @@ def build_trainer(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer
     callbacks += more
     loggers = [instantiate(node) for node in cfg.logger.values()]
     saves_state = any(isinstance(callback, Checkpoint) for callback in callbacks)
-    return instantiate(
-        cfg.trainer,
-        plugins=[WholeFiles(recorded(cfg))],
-        precision=precision_of(cfg),
-        callbacks=callbacks,
-        logger=loggers,
-        enable_checkpointing=saves_state,
-        _convert_="all",
-    )
+    try:
+        return instantiate(
+            cfg.trainer,
+            plugins=[WholeFiles(recorded(cfg))],
+            precision=precision_of(cfg),
+            callbacks=callbacks,
+            logger=loggers,
+            enable_checkpointing=saves_state,
+            _convert_="all",
+        )
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, MisconfigurationException | ImportError):
+            raise
+        raise BimbaError(
+            f"trainer.accelerator={cfg.trainer.accelerator} with trainer.devices={cfg.trainer.devices} cannot be had "
+            f"here ({str(error.__cause__).strip().splitlines()[0].rstrip('.')}). Expected what this machine has, which "
+            "`bimba doctor` lists: trainer=cpu runs anywhere."
+        ) from error
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:
@@ -213,58 +226,6 @@ def what_next(run_dir: Path) -> str:
     )
 
 
-def message_of(error: Exception) -> str:
-    """One message for the user: the innermost ``BimbaError`` if there is one, else the error with its type."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, BimbaError):
-            return f"Error: {cause}"
-        cause = cause.__cause__
-    # A key of a node that is built as it stands, such as trainer: Hydra says so in three lines.
-    if unread := re.search(r"unexpected keyword argument '(\w+)'.*full_key: (\S+)", str(error), re.DOTALL):
-        return f"Error: Nobody reads {unread[2]}.{unread[1]}; remove it. `python train.py --help` lists the keys."
-    return f"Error: {error} (show_traceback=true shows where it comes from)"
-
-
-def status_of_stopped(error: Exception) -> int | None:
-    """What to exit with if a signal ended the run: 128 + its number, as shells have it; None for any other error.
-
-    Only the first process says so: Lightning would kill it if another one seemed to have failed.
-    """
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-    from bimba.training.signals import Stopped
-
-    if not isinstance(error, Stopped):
-        return None
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        return 0
-    print(error)
-    return 128 + error.signum
-
-
-def status_of_failed(error: Exception, show_traceback: bool) -> int | None:
-    """What a process of several exits with if any of them failed, having said why if that is its own error."""
-    import traceback
-
-    from bimba.training.together import Failed
-
-    if not isinstance(error, Failed):
-        return None
-    if isinstance(own := error.error, Exception) and is_for_the_user(own) and not show_traceback:
-        print(message_of(own), file=sys.stderr)
-    elif own is not None:
-        traceback.print_exception(own)
-    return error.status
-
-
-def is_for_the_user(error: Exception) -> bool:
-    """Whether an error comes from what was asked for, and not from a mistake in this code."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    return isinstance(error, BimbaError | HydraException | OmegaConfBaseException | MisconfigurationException)
-
-
 def run(cfg: DictConfig) -> L.Trainer:
     """Trains, evaluates what came out of it (the key ``evaluate``), and keeps a record of both: ``run.json``."""
     from hydra.core.hydra_config import HydraConfig
@@ -288,7 +249,12 @@ def main(cfg: DictConfig) -> float | None:
         return run_as_process(SCRIPT)
     try:
         trainer = run(cfg)
+    except KeyboardInterrupt:  # before the run listens for it, or a second one
+        print(f"interrupted; what was written is in {cfg.paths.run_dir}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
+        from bimba.training.errors import is_for_the_user, message_of, status_of_failed, status_of_stopped
+
         if (status := status_of_stopped(error)) is not None:
             raise SystemExit(status) from None
         if (status := status_of_failed(error, cfg.show_traceback)) is not None:
@@ -302,5 +268,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    with naming_unknown_keys(Path(__file__).resolve().parent / "conf", "train", sys.argv[1:]):
-        main()
+    check_command_line(SCRIPT.parent / "conf", "train", sys.argv[1:])
+    main()

@@ -1,17 +1,25 @@
-"""Keys on the command line that no configuration has: which one was meant. Hydra refuses them, but does not say."""
+"""What is wrong with keys, values and groups on the command line of a Hydra script, in a few lines.
+
+Hydra refuses a key that no configuration has, but does not say which one was meant; and it takes any value for any key.
+"""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from bimba.types import BimbaError
+
+USAGE_ERROR = 2  # status of a program that was called in a wrong way, as argparse has it
+# Numbers and switches by default which also take a word: Lightning's "auto" and "00:15:00", our "reentrant".
+_ALSO_WORDS = ("trainer.devices", "trainer.val_check_interval", "model.gradient_checkpointing")
 
 
-@contextmanager
-def naming_unknown_keys(conf: Path, name: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Around Hydra's main function: adds the nearest keys to its refusal, which has been printed by then.
+def check_command_line(conf: Path, name: str, arguments: Sequence[str]) -> None:
+    """What is wrong with the command line of a Hydra script, said before it starts.
 
     Args:
         conf: the folder of configurations.
@@ -19,37 +27,117 @@ def naming_unknown_keys(conf: Path, name: str, arguments: Sequence[str]) -> Iter
         arguments: of the command line.
 
     Raises:
-        SystemExit: as Hydra's, with the lines of :func:`unknown_keys` as its message if there are some.
+        SystemExit: a key that there is not, a value of another kind than its default, an option that a group does not
+            have, a word that is no override; each has been printed in a line of its own.
     """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.utils import get_args_parser  # Hydra's options, some of which have values
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import CompactHydraException
+
+    options, strange = get_args_parser().parse_known_args(list(arguments))
+    if flags := [word for word in strange if word.startswith("-")]:
+        _stop([f"{' '.join(flags)}: no such option. Keys are given as KEY=VALUE; --help lists them."])
+    if strange:  # argparse takes keys in one place only
+        _stop([f"{' '.join(strange)}: not understood there. Give all KEY=VALUE together, before or after the options."])
+    if any((options.help, options.hydra_help, options.shell_completion, options.config_dir, options.config_name)):
+        return
+    words = options.overrides
+    GlobalHydra.instance().clear()
     try:
-        yield
-    except SystemExit as stop:
-        lines = unknown_keys(conf, name, arguments) if stop.code == 1 else []
-        if not lines:
-            raise
-        raise SystemExit("\n".join(lines)) from None
+        overrides = parsed(words)
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            each = [_one(override) if options.multirun else [override.input_line] for override in overrides]
+            cfg = compose(name, [word for one in each for word in one], return_hydra_config=True)
+            defaults = compose(name, choices(overrides, groups_in(conf)), return_hydra_config=True)
+        check_kinds(cfg, defaults, [override.key_or_group for override in overrides])
+    except CompactHydraException as error:
+        _stop(unknown_keys(conf, name, words) or [refusal(error)])
+    except BimbaError as error:
+        _stop(str(error).splitlines())
+
+
+def _stop(lines: Sequence[str]) -> NoReturn:
+    print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+    raise SystemExit(USAGE_ERROR)
+
+
+def refusal(error: Exception) -> str:
+    """What Hydra's refusal of a command line means, in one line."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        why = error.message.splitlines()
+        said = why[1] if len(why) > 1 and why[0].startswith("Error parsing") else why[0]
+        return (
+            f"{error.override!r} cannot be read ({said}). Expected KEY=VALUE, in quotes if the value has spaces, "
+            "brackets or $, such as 'optimizer.betas=[0.9,0.95]'."
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, asked = str(error.missing_cfg_file).rpartition("/")
+        similar = difflib.get_close_matches(asked, error.options, n=1)
+        hint = f"did you mean {group}={similar[0]}? Expected" if similar else "expected"
+        return f"There is no {group}={asked}; {hint} one of {', '.join(error.options)}."
+    words = f"{error}\n{error.__cause__ or ''}".splitlines()
+    return " ".join(line.strip() for line in words if line.strip())
+
+
+def check_kinds(cfg: Any, defaults: Any, keys: Sequence[str]) -> None:
+    """Refuses values of another kind than their defaults: a word for a number, a number for a list.
+
+    Args:
+        cfg: the configuration as the user wants it.
+        defaults: the same without the user's values.
+        keys: dotted names of what the user has set.
+
+    Raises:
+        BimbaError: it names all of them.
+    """
+    from omegaconf import OmegaConf
+
+    wrong = []
+    for key in keys:
+        default, value = (OmegaConf.select(node, key, throw_on_resolution_failure=False) for node in (defaults, cfg))
+        expected = _kind(default)
+        if key in _ALSO_WORDS or value is None or expected is None or _fits(value, default):
+            continue
+        wrong.append(f"{key} is {value!r}; expected {expected}, such as the default, {default}.")
+    if wrong:
+        raise BimbaError("\n".join(wrong))
+
+
+def _kind(default: Any) -> str | None:
+    """What values a default stands for, in words; None: any."""
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, int | float):
+        return "a number"
+    return "a list" if isinstance(default, Sequence) and not isinstance(default, str) else None
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if isinstance(default, bool):
+        return isinstance(value, int)  # 1 is as good as true
+    if isinstance(default, int | float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def unknown_keys(conf: Path, name: str, arguments: Sequence[str]) -> list[str]:
     """A line for each override of a key that there is not, with the one that it resembles.
 
-    Groups count with what was chosen for them. Empty if something else is wrong, which Hydra's own message says: an
+    Groups count with what was chosen for them. Empty if something else is wrong, which Hydra's own error says: an
     option that a group does not have, or a word that is no override.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    groups = {path.parent.relative_to(conf).as_posix() for path in conf.rglob("*.yaml")} - {"."}
+    groups = groups_in(conf)
     try:
-        overrides = OverridesParser.create().parse_overrides([word for word in arguments if not word.startswith("-")])
-        chosen = [
-            f"{override.key_or_group}={value}"
-            for override in overrides
-            if override.key_or_group in groups and isinstance(value := _first(override), str)
-        ]
+        overrides = parsed(arguments)
+        chosen = choices(overrides, groups)
         GlobalHydra.instance().clear()  # Hydra's main function has left its own
         with initialize_config_dir(str(conf), version_base="1.3"):
             composed = compose(name, chosen, return_hydra_config=True)
@@ -60,9 +148,48 @@ def unknown_keys(conf: Path, name: str, arguments: Sequence[str]) -> list[str]:
     return [line for key in asked if key not in groups and (line := _describe(key, tree, sorted(groups), conf))]
 
 
+def groups_in(conf: Path) -> set[str]:
+    """The names of the groups of a folder of configurations, such as "model/compressor"."""
+    return {path.parent.relative_to(conf).as_posix() for path in conf.rglob("*.yaml")} - {"."}
+
+
+def parsed(arguments: Sequence[str]) -> list[Any]:
+    """Hydra's overrides among the arguments of a command line.
+
+    Raises:
+        HydraException: one of them is none.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides([word for word in arguments if not word.startswith("-")])
+
+
+def choices(overrides: Sequence[Any], groups: set[str]) -> list[str]:
+    """Those that choose a file of a group, of a sweep its first one."""
+    return [
+        f"{override.key_or_group}={value}"
+        for override in overrides
+        if override.key_or_group in groups and isinstance(value := _first(override), str)
+    ]
+
+
+def _one(override: Any) -> list[str]:
+    """The override as it was written; of a sweep its first value, nothing of one that is not known before it runs."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    first = _first(override)
+    return [] if first is None else [f"{override.input_line.partition('=')[0]}={first}"]
+
+
 def _first(override: Any) -> Any:
-    """Its value, the first one of a sweep."""
-    return next(override.sweep_string_iterator()) if override.is_sweep_override() else override.value()
+    """Its value, the first one of a sweep; None of an interval and of a pattern."""
+    from hydra.core.override_parser.types import ValueType
+
+    if not override.is_sweep_override():
+        return override.value()
+    if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
+        return None
+    return next(override.sweep_string_iterator())
 
 
 def _describe(key: str, tree: Any, groups: Sequence[str], conf: Path) -> str | None:

@@ -32,6 +32,22 @@ def user_error(error: BaseException) -> BimbaError | None:
     return cause
 
 
+def memory_error(error: BaseException, remedy: str) -> BimbaError | None:
+    """What to say where memory has run out, on a GPU or on the machine; None for any other error.
+
+    Args:
+        remedy: a sentence: what takes less.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        # By name, as nothing here imports torch, whose allocator on the CPU raises no error of a type of its own.
+        if type(cause).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator: " in said:
+            return BimbaError(f"Memory ran out ({said.rstrip('.'):.200}). {remedy}")
+        cause = cause.__cause__
+    return None
+
+
 class VideoDecodeError(BimbaError):
     """A video file that cannot be read. The message names the file."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,11 +18,19 @@ from bimba.inference.schedule import listing
 from bimba.types import BimbaError, SequenceTooLongError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lmms_eval.api.instance import Instance
 
 MAX_NEW_TOKENS = 16  # for tasks that do not say; answers are letters or short phrases
+
+
+def refuse_arguments(unknown: Iterable[str], known: Sequence[str]) -> None:
+    """Raises a BimbaError if there are ``--model_args`` that nobody reads."""
+    lines = []
+    for name in unknown:
+        similar = difflib.get_close_matches(name, known, n=1)
+        lines.append(f"--model_args {name}=: nobody reads it{f'; did you mean {similar[0]}=?' if similar else '.'}")
+    if lines:
+        raise BimbaError(f"{' '.join(lines)} Expected {', '.join(known)}.")
 
 
 @dataclass(frozen=True)

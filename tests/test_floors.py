@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     {"bimba.types", "bimba.files", "bimba.places"},
-    {"bimba.ops"},
+    {"bimba.ops", "bimba.versions"},
     {"bimba.model", "bimba.data"},
     {"bimba.checkpoint", "bimba.overrides", "bimba.processes", "bimba.runs"},
     {"bimba.training", "bimba.inference", "bimba.report", "bimba.sweep"},

@@ -21,7 +21,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
-        raise BimbaError(f"The device {str(device)!r} cannot be used here ({error}); try 'auto' or 'cpu'.") from error
+        why = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # what follows is for those who build torch
+        raise BimbaError(
+            f"The device {str(device)!r} cannot be used here ({why}); expected auto, cpu, or one that `bimba doctor` "
+            "lists, such as cuda:0."
+        ) from error
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -26,6 +26,7 @@ from transformers import GenerationConfig
 
 from bimba.checkpoint import lora, original, original_tokenizer
 from bimba.checkpoint.errors import FETCH_AGAIN, explained
+from bimba.checkpoint.hub import from_hub
 from bimba.checkpoint.keymap import PEFT_PREFIX, is_ignored, to_ours
 from bimba.checkpoint.tensors import (
     FirstRows,
@@ -163,11 +164,12 @@ def checkpoint_folder(path_or_name: str | os.PathLike[str]) -> Path:
     name = os.fspath(path_or_name)
     folder = Path(str(files("bimba"))) / "assets" / SHIPPED[name] if name in SHIPPED else Path(name)
     if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        folder = _from_hub(name)
+        folder = from_hub(name)
     if not folder.is_dir():
+        found = f"{folder} is a file, no checkpoint" if folder.is_file() else f"There is no checkpoint folder {folder}"
         raise BimbaError(
-            f"There is no checkpoint folder {folder}; give the `checkpoint` folder of a training run, a downloaded "
-            f"checkpoint, or a shipped one: {', '.join(SHIPPED)}."
+            f"{found}; give the `checkpoint` folder of a training run, a downloaded checkpoint, or a shipped one: "
+            f"{', '.join(SHIPPED)}."
         )
     if not (folder / "config.json").exists() and not (folder / lora.CONFIG).exists():
         held = listing(sorted(path.name for path in folder.iterdir()), 5) or "nothing"
@@ -178,30 +180,31 @@ def checkpoint_folder(path_or_name: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.jinja"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BimbaError(
-            f"There is no checkpoint folder {name}, and as a model of the Hugging Face hub it cannot be had: "
-            f"{reason.rstrip('.')}. Give a local folder."
-        ) from error
-
-
 def _open_ours(folder: Path) -> Source:
     with explained(folder / "config.json", "model"):
-        config = BimbaConfig.from_pretrained(folder)
+        try:
+            config = BimbaConfig.from_pretrained(folder)
+            _ = config.reduction  # raises where there is no such compressor
+        except BimbaError as error:
+            raise BimbaError(f"{folder / 'config.json'}: {error}") from error
     tensors = model_tensors(folder)
+    _check_processor_files(folder)
     with explained(folder, "processor"):
         processor = BimbaProcessor.from_pretrained(folder)
     original_tokenizer.check_tokenizer(processor.tokenizer, folder)
     original_tokenizer.set_turns(config, processor.tokenizer)
     return Source(folder, config, tensors, processor, _generation_config(folder), is_ours=True)
+
+
+def _check_processor_files(folder: Path) -> None:
+    """What transformers says of a file that is missing names neither it nor what to do; old releases had the last."""
+    for names in (
+        ("tokenizer.json",),
+        ("processor_config.json", "preprocessor_config.json"),
+    ):  # the last: older releases
+        if not any((folder / name).exists() for name in names):
+            held = listing(sorted(path.name for path in folder.iterdir()), 20)
+            raise BimbaError(f"The checkpoint {folder} has no {names[0]} (it holds: {held}). {FETCH_AGAIN}")
 
 
 def _open_original(folder: Path) -> Source:

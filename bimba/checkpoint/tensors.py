@@ -23,6 +23,7 @@ from bimba.types import BimbaError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS = b"version https://git-lfs"
+_PULL = "Run `git lfs pull` in its repository."
 _LONGEST_HEADER = 100 * 1024**2  # bytes, as the safetensors format has it
 
 
@@ -155,7 +156,10 @@ def read_json(path: Path) -> dict[str, Any]:
         BimbaError: no such file, or no JSON object in it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if text.startswith(_LFS):
+            raise BimbaError(f"{path} is a Git LFS pointer, not the file. {_PULL}")
+        content = json.loads(text)
     except OSError as error:
         raise BimbaError(f"{path} cannot be read ({error.strerror}); {_holds(path.parent)}. {FETCH_AGAIN}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -212,7 +216,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         head = file.read(len(_LFS))
     if head == _LFS:
-        return f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` in its repository."
+        return f"{path} is a Git LFS pointer, not the weights. {_PULL}"
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error).lower():
         return (
             f"{path} holds Python objects other than tensors, or is no torch file; loading those could run code, so "

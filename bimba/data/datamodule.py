@@ -96,6 +96,15 @@ class VideoQADataModule(L.LightningDataModule):
         ):
             if value not in expected:
                 raise BimbaError(f"data.{key} is {value!r}; expected one of {', '.join(expected)}.")
+        for key, number, least in (
+            ("num_frames", num_frames, 1),
+            ("max_length", max_length, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("val_samples", val_samples, 0),
+        ):
+            if number < least:
+                raise BimbaError(f"data.{key} is {number}; expected {least} or more.")
         self._open = partial(
             VideoQADataset,
             annotations,

@@ -9,6 +9,7 @@ from typing import Any
 from bimba.data.prompt import multiple_choice, open_ended
 from bimba.inference.answer import Choice, Generation, bare_options
 from bimba.inference.conversation import Conversation, ReadVideo
+from bimba.types import BimbaError
 
 
 class Answering(ABC):
@@ -97,7 +98,12 @@ class Answering(ABC):
             options: option texts, with or without their letters ("A. red" or "red").
 
         Raises:
-            BimbaError: an empty question, or too few or too many options.
+            BimbaError: an empty question, too few or too many options, an empty one, or two that are the same.
             SequenceTooLongError: the prompt is longer than the model takes.
         """
-        return self.choose_letter(multiple_choice(question, bare_options(options)), len(options))
+        texts = bare_options(options)
+        if not all(text.strip() for text in texts):
+            raise BimbaError(f"One of the options {list(options)} is empty; give a text for each.")
+        if twice := sorted({text for text in texts if texts.count(text) > 1}):
+            raise BimbaError(f"The option {twice[0]!r} is there more than once in {list(options)}; give each once.")
+        return self.choose_letter(multiple_choice(question, texts), len(options))

@@ -54,12 +54,15 @@ def identify(path: str | os.PathLike[str], num_frames: int, short_videos: ShortV
         VideoDecodeError: there is no such file.
         BimbaError: the video backend that the environment names cannot run.
     """
+    if not os.fspath(path):
+        raise VideoDecodeError("The path of the video is empty; give the path of a video file.")
     file = Path(path).resolve()
     try:
         stat = file.stat()
     except OSError as error:
+        what_helps = "Download it first" if "://" in os.fspath(path) else "Check the path"
         raise VideoDecodeError(
-            f"{path}: {error.strerror}. Check the path; videos are read from local files only."
+            f"{path}: {error.strerror}. {what_helps}; videos are read from local files only."
         ) from error
     return VideoKey(str(file), stat.st_size, stat.st_mtime_ns, num_frames, short_videos, checked_backend(None))
 

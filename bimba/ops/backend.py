@@ -79,16 +79,21 @@ class Registry:
         Raises:
             BimbaError: there is no such backend, or it cannot run here or on these inputs.
         """
-        if name == "auto":
-            name = self.preferred()
+        by = ""
+        if name == "auto" and (name := self.preferred()) != "auto":
+            by = f" by the variable {self.variable}"
         if name == "auto":
             return self._choose_best(call)
         if name not in self.backends:
             known = ", ".join(["auto", *self.backends])
-            raise BimbaError(f"{self.package}: no backend is called {name!r}; choose one of: {known}.")
+            named = f" (asked for{by})" if by else ""
+            raise BimbaError(f"{self.package}: no backend is called {name!r}{named}; choose one of: {known}.")
         reason = self.refusal(name, call)
         if reason is not None:
-            raise BimbaError(f"{self.package}: backend {name!r} was asked for but cannot run: {reason}")
+            raise BimbaError(
+                f"{self.package}: backend {name!r} was asked for{by} but cannot run: {reason}. The name auto takes one "
+                "that can."
+            )
         return name
 
     def preferred(self) -> str:

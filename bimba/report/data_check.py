@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bimba.overrides import unknown_keys
+from bimba.overrides import refusal, unknown_keys
 from bimba.places import CONF, default_root
 from bimba.types import BimbaError
 
@@ -52,6 +52,9 @@ def find_data(
     from bimba.data.datamodule import VideoQADataModule
     from bimba.data.mixture import Mixture, read_mixture
 
+    for flag, number in (("--frames", num_frames), ("--max-length", max_length)):
+        if number is not None and number < 1:
+            raise BimbaError(f"{flag} is {number}; expected 1 or more.")
     path = Path(mixture)
     if path.suffix not in (".json", ".jsonl") and (name := _option(path)) is not None:
         given: dict[str, Any] = {"video_root": video_root, "image_root": image_root}
@@ -98,7 +101,7 @@ def _from_configuration(name: str, overrides: Sequence[str], checkpoint: str | N
 
     cfg = _compose(name, overrides)
     if missing := sorted(OmegaConf.missing_keys(cfg.data)):
-        keys = " ".join(f"data.{key}=..." for key in missing)
+        keys = " ".join(f"{key}=..." for key in missing)
         raise BimbaError(f"data={name} has no default for {', '.join(missing)}; give {keys}")
     checkpoint = checkpoint or cfg.checkpoint or cfg.model.tokenizer
     processor = _processor(checkpoint)
@@ -119,15 +122,16 @@ def _from_configuration(name: str, overrides: Sequence[str], checkpoint: str | N
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
 
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", [f"data={name}", *overrides])
     except HydraException as error:
-        hints = unknown_keys(CONF, "train", [f"data={name}", *overrides])
-        raise BimbaError("\n".join(hints) or f"{name}: neither a file nor data of conf/data: {error}") from error
+        hints = unknown_keys(CONF, "train", [f"data={name}", *overrides]) or [refusal(error)]
+        what = f"{name}: neither a file nor data of conf/data. " if isinstance(error, MissingConfigException) else ""
+        raise BimbaError(what + "\n".join(hints)) from error
     cfg.paths.root = os.environ.get("BIMBA_ROOT", str(default_root()))  # as train.py has it
     return cfg
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bimba.report.data_check import histogram, source_rows, verdict
+from bimba.report.files import write_bytes
+from bimba.types import BimbaError
 
 if TYPE_CHECKING:
     from bimba.data.check import Findings
@@ -26,9 +28,15 @@ li { overflow-wrap: anywhere; }
 
 
 def write_html(path: Path, found: Findings) -> None:
-    """Writes the page; an older one is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(found), encoding="utf-8")
+    """Writes the page; an older one is replaced.
+
+    Raises:
+        BimbaError: it cannot be written.
+    """
+    try:
+        write_bytes(path, page(found).encode())
+    except OSError as error:
+        raise BimbaError(f"{path} cannot be written ({error.strerror or error}); give another --html.") from error
 
 
 def page(found: Findings) -> str:

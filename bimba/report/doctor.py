@@ -8,10 +8,12 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bimba.versions import wrong_version
+
 if TYPE_CHECKING:
     from bimba.ops.backend import Registry
 
-REQUIRED = ("torch", "transformers", "lightning", "peft", "hydra-core", "lmms-eval", "decord", "av")
+REQUIRED = ("torch", "transformers", "lightning", "peft", "hydra-core", "lmms-eval", "filelock", "decord", "av")
 OPTIONAL = {  # package -> what it is for, and how it comes
     "triton": "fused scan on NVIDIA GPUs; comes with torch on Linux",
     "mamba-ssm": "CUDA scan kernels; see 'Install' in the README",
@@ -42,6 +44,8 @@ def examine() -> list[Finding]:
 
 def _package(name: str, purpose: str | None) -> Finding:
     try:
+        if wrong := wrong_version(name):
+            return Finding(name, wrong, ok=False)
         return Finding(name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         if purpose is None:

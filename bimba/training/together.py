@@ -136,7 +136,7 @@ class _Watch:
                 waits_since_s = now_s
             elif now_s - waits_since_s > GRACE_S:
                 if not self._failed_elsewhere and self.trainer.global_rank == 1:
-                    os.write(2, b"Error: the first process of this run is gone, so the others end.\n")
+                    os.write(2, b"error: the first process of this run is gone, so the others end.\n")
                 self._exit()
 
     def _has_failed(self, store: Any) -> bool:

@@ -6,11 +6,12 @@ the model answers, and a journal keeps each answer as soon as it is there.
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections import Counter
 from contextlib import ExitStack
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -31,7 +32,7 @@ from bimba.inference.schedule import WORKERS, Work, answer_each, listing
 from bimba.inference.source import content_marks
 from bimba.inference.store import STORE_BYTES, TokenStore
 from bimba.types import BimbaError, ShortVideos, VideoDecodeError
-from lmms_eval_plugin.asking import Request, check_lengths, check_options, read_question
+from lmms_eval_plugin.asking import Request, check_lengths, check_options, read_question, refuse_arguments
 from lmms_eval_plugin.deal import deal_by_video, dealt_videos, missing_video
 from lmms_eval_plugin.prepare.sources import hint
 from lmms_eval_plugin.ranks import from_all
@@ -99,8 +100,10 @@ class Bimba(lmms):
         batch_questions: bool = False,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
+        **unknown: Any,
     ):
         super().__init__()
+        refuse_arguments(unknown, [name for name in inspect.signature(Bimba).parameters if name != "unknown"])
         check_short_videos(short_videos)
         read_videos_with(video_backend, decode_deadline_s)
         if str(batch_size) != "1" or max_batch_size not in (None, 1):

@@ -25,7 +25,8 @@ def run(
     """Prepares a benchmark, or all seven, and prints a table for each; True if everything is ready.
 
     Raises:
-        BimbaError: HF_HOME or ``origin`` is not a folder, or ``origin`` is given for more than one benchmark.
+        BimbaError: HF_HOME or ``origin`` is not a folder, ``origin`` is given for more than one benchmark, or
+            ``json_file`` cannot be written.
     """
     folder = None if origin is None else Path(origin).expanduser().absolute()
     if folder is not None and not folder.is_dir():
@@ -55,5 +56,9 @@ def run(
         reports.append(prepare(SOURCES[name], options))
         print_reports(reports[-1:])
     if json_file is not None:
-        write_json(Path(json_file), as_json(reports))
+        try:
+            write_json(Path(json_file), as_json(reports))
+        except OSError as error:
+            why = error.strerror or error
+            raise BimbaError(f"{json_file} cannot be written ({why}); give another --json.") from error
     return all(report.ready for report in reports)

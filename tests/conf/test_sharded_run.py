@@ -126,5 +126,5 @@ def test_when_one_process_fails_all_end_with_its_message(root, needle, one):
     finally:
         clips[0].write_bytes(whole)
     assert done.returncode == 1
-    assert done.stderr.count("Error: 1 of the first") == 1
+    assert done.stderr.count("error: 1 of the first") == 1
     assert "Traceback" not in done.stderr

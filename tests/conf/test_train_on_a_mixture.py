@@ -76,7 +76,7 @@ def test_the_published_folders_are_the_default(root, train_config, train_script)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.mixture=nowhere.yaml", "Error: nowhere.yaml: no such mixture"),
+        ("data.mixture=nowhere.yaml", "error: nowhere.yaml: no such mixture"),
         ("data.mixture=[{json_path: a.json, sampling_strategy: 'first:101%'}]", "at most 100 %"),
         ("data.mixture=[]", "data.mixture: no data sets"),
         ("+data.extra=1", "Nobody reads data.extra; remove it"),

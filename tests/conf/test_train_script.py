@@ -131,7 +131,7 @@ def test_training_starts_from_an_adapter_and_remembers_how_its_recipe_asks(
 def test_an_unknown_key_is_one_message_without_a_trace(tmp_path):
     done = run("trainer.max_stepps=3", cwd=tmp_path)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[-1] == "There is no key trainer.max_stepps; did you mean trainer.max_steps?"
+    assert done.stderr.splitlines()[-1] == "error: There is no key trainer.max_stepps; did you mean trainer.max_steps?"
     assert "Traceback" not in done.stdout + done.stderr
 
 

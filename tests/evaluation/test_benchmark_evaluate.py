@@ -133,9 +133,11 @@ def test_a_task_without_a_result_fails_the_run_but_not_the_others(evaluate, tmp_
         ("xyz=1", "There is no key xyz; expected one of answers, base, "),
     ],
 )
-def test_a_key_that_there_is_not_is_named_with_the_one_that_was_meant(evaluate, override, message):
-    with pytest.raises(SystemExit, match=message):
+def test_a_key_that_there_is_not_is_named_with_the_one_that_was_meant(evaluate, override, message, capsys):
+    with pytest.raises(SystemExit) as stop:
         evaluate(override)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_evaluate_chooses(evaluate, run, tmp_path):

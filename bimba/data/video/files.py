@@ -30,8 +30,9 @@ def check_is_media(path: Path) -> None:
     """Raises a VideoDecodeError for what is seen without opening a container."""
     with looking_at(path, VideoDecodeError):
         if not path.exists():
+            what_helps = "Download it first" if ":/" in str(path) else "Check the path"
             raise VideoDecodeError(
-                f"{path}: there is no such file. Check the path; videos are read from local files only."
+                f"{path}: there is no such file. {what_helps}; videos are read from local files only."
             )
         if path.is_dir():
             raise VideoDecodeError(f"{path}: a folder. Expected a video file; give the path of a file in it.")

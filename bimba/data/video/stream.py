@@ -137,7 +137,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, int]]:
             yield container, track, len(tracks)
     except (av.error.FFmpegError, ValueError, IndexError, OSError) as error:
         raise VideoDecodeError(
-            f"{path}: not a media file, or a truncated one ({path.stat().st_size} bytes, {first_line(error)}). "
+            f"{path}: not a media file, or a truncated one ({path.stat().st_size} bytes, {_reason(error)}). "
             f"Expected a video. {FETCH_AGAIN}"
         ) from error
 
@@ -237,6 +237,11 @@ def _packet(packet: Any, context: Any) -> _Packet:
     is_clean = packet.is_keyframe and (context.name != "h264" or is_clean_key(bytes(packet), context.extradata))
     is_hidden = packet.is_discard or (context.name == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN)
     return _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, is_clean, is_hidden)
+
+
+def _reason(error: BaseException) -> str:
+    """What FFmpeg says, without the path and its own number for it."""
+    return str(getattr(error, "strerror", None) or first_line(error))
 
 
 def first_line(error: BaseException) -> str:
