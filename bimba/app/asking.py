@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 
-from bimba.app.models import Answered, Model, Models
+from bimba.app.models import Answered, Model, Models, failure
 from bimba.app.reading import draw_map
 from bimba.app.sessions import MAX_WAITING, Answer, Exchange, Reading
 from bimba.data.prompt import check_number
@@ -97,9 +97,9 @@ def _answer(
     except BimbaError as error:
         answer.state, answer.text = "failed", reading.plain(error)
         return
-    except Exception:
+    except Exception as error:
         log.exception("An answer failed")
-        answer.state, answer.text = "failed", "The model failed; the terminal that runs bimba app says how."
+        answer.state, answer.text = "failed", failure(error)
         return
     finally:
         left.set()

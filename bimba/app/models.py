@@ -17,18 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
 from bimba.data.prompt import open_ended
 from bimba.data.transform import frames_to_pixels
 from bimba.inference import VideoQA
+from bimba.inference.conversation import StopWhen
 from bimba.inference.engine import Video
 from bimba.inference.source import VideoKey
 from bimba.model.selection import SelectionMap, Watched, last_scan, selection_map, spread_queries, watch
-from bimba.types import BimbaError, Frames, ShortVideos
+from bimba.types import BimbaError, Frames, ShortVideos, memory_error
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -80,8 +78,6 @@ class Model:
         self.engine = VideoQA.from_pretrained(checkpoint, device=settings.device, base=base)
         self.settings = settings
         self.num_frames = self.engine.num_frames if settings.num_frames is None else settings.num_frames
-        if self.num_frames < 1:
-            raise BimbaError(f"--num-frames is {self.num_frames}; expected 1 or more.")
         self.num_tokens = self.engine.processor.num_video_tokens(self.num_frames)
         self.engine.check_length(self.num_tokens, self.num_frames, 1)
         self.num_patches = self.num_frames * self.engine.model.config.patch_grid**2
@@ -151,12 +147,18 @@ class Model:
             open_ended(question) if short else question,
             self.settings.max_new_tokens,
             streamer=_Streamer(self.engine.processor.tokenizer, say),
-            stopping_criteria=StoppingCriteriaList([_Stopped(stopped)]),
+            stopping_criteria=StoppingCriteriaList([StopWhen(stopped)]),
         )
         return generation.text, None
 
     def _watched(self, wanted: bool) -> Any:
         return watch(self.engine.model.compressor) if wanted and self.no_map is None else nullcontext([])
+
+
+def failure(error: Exception) -> str:
+    """What the page says of an error that is none of the visitor's."""
+    short = memory_error(error, "Start bimba app with fewer --frames, a smaller checkpoint, or another --device.")
+    return "The model failed; the terminal that runs bimba app says how." if short is None else str(short)
 
 
 def _short(checkpoint: str) -> str:
@@ -218,28 +220,14 @@ class Models:
             thread.shutdown(wait=False, cancel_futures=True)
 
 
-class _Streamer(BaseStreamer):
-    """Says the answer so far, a token at a time."""
+class _Streamer(TextStreamer):
+    """Says the answer so far, a word at a time."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]):
-        self._tokenizer, self._say = tokenizer, say
-        self._ids: list[int] | None = None
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._say, self._text = say, ""
 
-    def put(self, value: Tensor) -> None:
-        if self._ids is None:  # what comes first is the prompt
-            self._ids = []
-            return
-        self._ids += value.flatten().tolist()
-        text = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
-        self._say(text.rstrip("\N{REPLACEMENT CHARACTER}").strip())  # half of a character that two tokens make
-
-    def end(self) -> None:
-        pass
-
-
-class _Stopped(StoppingCriteria):
-    def __init__(self, stopped: Callable[[], bool]):
-        self._stopped = stopped
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), self._stopped(), device=input_ids.device)
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:  # at every token it is asked for, whether a word is whole or not
+            self._text += text
+            self._say(self._text.strip())

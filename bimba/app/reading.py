@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from bimba.app.drawing import select
-from bimba.app.models import Model, Models
+from bimba.app.models import Model, Models, failure
 from bimba.app.sessions import Reading, Stage
 from bimba.data.isolated import read_frames
 from bimba.inference.source import VideoKey
@@ -40,9 +40,9 @@ def read(reading: Reading, models: Models) -> Iterator[None]:
     except BimbaError as error:
         _fail(reading, reading.plain(error))
         yield
-    except Exception:
+    except Exception as error:
         log.exception("Reading %s failed", reading.name)
-        _fail(reading, "The model failed; the terminal that runs bimba app says how.")
+        _fail(reading, failure(error))
         yield
     finally:
         reading.failed = reading.failed or not reading.ready.is_set()

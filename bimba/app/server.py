@@ -46,10 +46,6 @@ def serve(settings: Settings, host: str, port: int, max_upload_mb: float, keep_m
     Raises:
         BimbaError: gradio is not installed, the address is taken or not this machine's, or what loading a model raises.
     """
-    if max_upload_mb <= 0 or keep_minutes <= 0:
-        raise BimbaError(
-            f"Received --max-upload-mb {max_upload_mb:g} and --keep-minutes {keep_minutes:g}; both must be above 0."
-        )
     _quiet_gradio()
     listener = _listen(host, port)  # before models are loaded, which takes longer
     with listener, _sigterm_exits(), tempfile.TemporaryDirectory(prefix="bimba-app-") as folder:
@@ -149,8 +145,6 @@ def _quiet_gradio() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise BimbaError(f"--port is {port}; expected 0 (any that is free) to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

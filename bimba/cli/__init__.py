@@ -25,7 +25,7 @@ from bimba.cli import (
     selection,
 )
 from bimba.cli.common import FAILED, INTERRUPTED, WRONG_USAGE, UsageError
-from bimba.types import BimbaError
+from bimba.types import BimbaError, memory_error
 
 COMMANDS = (ask, chat, app, selection, hydra_scripts, data, prepare, report, convert, egoschema_submission, doctor)
 DEBUG = "BIMBA_DEBUG"
@@ -78,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        remedy = getattr(arguments, "less_memory", "Close other programs, or go on where there is more of it.")
+        if debug or (short := memory_error(error, remedy)) is None:
+            raise
+        print(f"error: {short}", file=sys.stderr)
+        return FAILED
     except BrokenPipeError:  # whoever read the output has closed it, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
         return FAILED

@@ -5,17 +5,30 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from bimba.cli.common import Commands, hush_libraries
-from bimba.types import BimbaError, ShortVideos
+from bimba.cli.common import (
+    Commands,
+    UsageError,
+    add_answers,
+    add_command,
+    check_numbers,
+    hush_libraries,
+    quick_imports,
+    reports_memory,
+)
+from bimba.types import ShortVideos
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
-    app = commands.add_parser(
+    app = add_command(
+        commands,
         "app",
-        help="a page in the browser: drop a video, ask, see what was selected",
-        description="Serves a page on this machine: drop a video, ask questions about it, see what the compressor "
-        "selected, compare two checkpoints. Nothing leaves the machine. Needs Gradio: pip install 'bimba[app]'.",
-        epilog="example: bimba app --checkpoint outputs/train/A/checkpoint --compare outputs/train/B/checkpoint",
+        "a page in the browser: drop a video, ask, see what was selected",
+        "Serves a page on this machine: drop a video, ask questions about it, see what the compressor selected, "
+        "compare two checkpoints. Nothing leaves the machine. Needs Gradio: pip install 'bimba[app]'.",
+        [
+            "bimba app --checkpoint CHECKPOINT",
+            "bimba app --checkpoint outputs/train/A/checkpoint --compare outputs/train/B/checkpoint",
+        ],
     )
     app.add_argument("--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)")
     app.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
@@ -30,7 +43,7 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
         default="repeat",
         help="what becomes of a video with fewer frames: refuse it, or repeat frames and say so (default: %(default)s)",
     )
-    app.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 256)")
+    add_answers(app)
     app.add_argument(
         "--queries", type=int, default=128, metavar="N", help="queries a selection map looks at (default: %(default)s)"
     )
@@ -49,20 +62,28 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
         metavar="MINUTES",
         help="how long a video is kept that nobody asks about (default: %(default)s)",
     )
+    reports_memory(app)
     app.set_defaults(run=run)
     return [app]
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.compare_base and not arguments.compare:
-        raise BimbaError("--compare-base is the base of --compare; give both.")
+        raise UsageError("--compare-base is the base of --compare; give both.")
     if arguments.compare == arguments.checkpoint:
-        raise BimbaError(f"--checkpoint and --compare are both {arguments.compare}; give two different ones.")
-    if arguments.queries < 1 or (arguments.max_new_tokens is not None and arguments.max_new_tokens < 1):
-        raise BimbaError("--queries and --max-new-tokens take 1 or more.")
-    hush_libraries()
-    from bimba.app.models import Settings
-    from bimba.app.server import serve
+        raise UsageError(f"--checkpoint and --compare are both {arguments.compare}; give two different ones.")
+    check_numbers(arguments)
+    if not 0 <= arguments.port <= 65535:
+        raise UsageError(f"--port is {arguments.port}; expected 0 (any that is free) to 65535.")
+    if arguments.max_upload_mb <= 0 or arguments.keep_minutes <= 0:
+        raise UsageError(
+            f"Received --max-upload-mb {arguments.max_upload_mb:g} and --keep-minutes {arguments.keep_minutes:g}; "
+            "both must be above 0."
+        )
+    with quick_imports():
+        hush_libraries()
+        from bimba.app.models import Settings
+        from bimba.app.server import serve
 
     checkpoints = [(arguments.checkpoint, arguments.base)]
     if arguments.compare:

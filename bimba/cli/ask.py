@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             "standard input)."
         )
     if not all(question.strip() for question in questions):
-        raise UsageError("A question is empty; give the text of a question.")
+        raise UsageError("The question is empty; give the text of a question.")
     with Stages() as stages:
         stages.enter("loading")
         engine = open_engine(arguments, stages.leave)

@@ -54,6 +54,12 @@ def add_model(command: argparse.ArgumentParser) -> None:
     add_base(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's)")
+    reports_memory(command)
+
+
+def reports_memory(command: argparse.ArgumentParser) -> None:
+    """A command whose memory goes to a model and a video; ``main`` says so where it runs out."""
+    command.set_defaults(less_memory="Give fewer --frames, a smaller checkpoint, or another --device.")
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
@@ -79,17 +85,22 @@ def add_answers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: 256)")
 
 
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises a UsageError for a number of frames, of tokens or of queries that is none."""
+    for name in ("num_frames", "max_new_tokens", "queries"):
+        number = getattr(arguments, name, None)
+        if number is not None and number < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {number}; expected 1 or more.")
+
+
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Says what is wrong with numbers, video and options before anything is imported or loaded.
 
     Raises:
-        UsageError: a number that is none of frames or of tokens, or options that no question has.
+        UsageError: as :func:`check_numbers`, or options that no question has.
         VideoDecodeError: no file that could be a video.
     """
-    for name in ("num_frames", "max_new_tokens"):
-        number = getattr(arguments, name, None)
-        if number is not None and number < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {number}; expected 1 or more.")
+    check_numbers(arguments)
     options = getattr(arguments, "options", None)
     if options is not None:
         from bimba.data.prompt import check_number

@@ -74,7 +74,7 @@ def _add_pack(commands: Commands) -> argparse.ArgumentParser:
         commands,
         "pack",
         "make chunks of training data, to be streamed from an object store",
-        "Packs rows and media into litdata's chunks, for train.py data=streaming data.source=OUTPUT.",
+        "Packs rows and media into litdata's chunks, for bimba train data=streaming data.source=OUTPUT.",
         ["bimba data pack mixture.yaml s3://bucket/llava --video-root LLaVA-Video-178K"],
     )
     _add_mixture(pack, ["output"])
@@ -107,7 +107,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     write_first(data, say)
     output = arguments.output
     pack(data.open_anyway(), output, arguments.workers, arguments.chunk_mb, arguments.allow_missing, say)
-    print(f"The data are in {output}. Train on them:\n  python train.py data=streaming data.source={output}")
+    print(f"The data are in {output}. Train on them:\n  bimba train data=streaming data.source={output}")
     return 0
 
 

@@ -120,17 +120,19 @@ class Conversation:
         # At least one position is read anew: the first word of the answer comes from the last of the prompt.
         kept = min(_num_shared(self._known, ids), len(ids) - 1)
         cache, self._known = cut_to(self._cache, kept), ids[:kept]
-        pieces = _Pieces(video.tokenizer)
+        # transformers puts the prompt first, which is empty where it is embeddings
+        pieces = TextIteratorStreamer(video.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop = threading.Event()
         with ThreadPoolExecutor(1) as worker:
-            stopping = StoppingCriteriaList([pieces])
+            stopping = StoppingCriteriaList([StopWhen(stop.is_set)])
             work = worker.submit(
-                video.continuation, ids, cache, limit, streamer=pieces.streamer, stopping_criteria=stopping, **sampling
+                video.continuation, ids, cache, limit, streamer=pieces, stopping_criteria=stopping, **sampling
             )
-            work.add_done_callback(lambda _: pieces.streamer.end())  # also where it failed
+            work.add_done_callback(lambda _: pieces.end())  # also where it failed
             try:
-                yield from pieces.streamer
+                yield from pieces
             finally:
-                pieces.stop.set()
+                stop.set()
                 words = work.result()  # of a stopped answer, after the word that it was at
                 self._remember(question, ids, words, video.tokenizer)
 
@@ -141,16 +143,14 @@ class Conversation:
         self.turns.append((question, text))
 
 
-class _Pieces(StoppingCriteria):
-    """Words as they come, until somebody stops them."""
+class StopWhen(StoppingCriteria):
+    """Ends an answer after the word at which ``stopped`` says so."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        # transformers puts the prompt first, which is empty where it is embeddings
-        self.streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.stop = threading.Event()
+    def __init__(self, stopped: Callable[[], bool]):
+        self._stopped = stopped
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.stop.is_set(), device=input_ids.device)
+        return torch.full((len(input_ids),), self._stopped(), device=input_ids.device)
 
 
 def _length(cache: DynamicCache | None) -> int:

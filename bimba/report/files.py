@@ -87,7 +87,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = folder / "summary.json"
     if not path.is_file():
-        raise BimbaError(f"No summary.json in {folder}; run `python evaluate.py output_dir={folder}` first.")
+        raise BimbaError(f"No summary.json in {folder}; run `bimba evaluate output_dir={folder}` first.")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

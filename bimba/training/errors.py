@@ -28,7 +28,7 @@ def message_of(error: Exception) -> str:
         return f"error: {known}"
     # A key of a node that is built as it stands, such as trainer: Hydra says so in three lines.
     if unread := re.search(r"unexpected keyword argument '(\w+)'.*full_key: (\S+)", str(error), re.DOTALL):
-        return f"error: Nobody reads {unread[2]}.{unread[1]}; remove it. `python train.py --help` lists the keys."
+        return f"error: Nobody reads {unread[2]}.{unread[1]}; remove it. `bimba train --help` lists the keys."
     return f"error: {error} (show_traceback=true shows where it comes from)"
 
 

@@ -61,8 +61,8 @@ CASES = [
     _about("words_for_frames", ["Who?", "--frames", "many"], "invalid int value: 'many'", "frames", code=USAGE),
     _about("too_many_frames", ["Who?", "--frames", "100000"], "this model takes at most 512", "Use fewer frames"),
     _about("too_long_an_answer", ["Who?", "--max-new-tokens", "999"], "999 for the answer", "a smaller max_new_tokens"),
-    _about("an_empty_question", [" "], "The question is empty; give the text of a question"),
-    _about("no_question", [], "required: QUESTION", code=USAGE),
+    _about("an_empty_question", ["Who?", " "], "The question is empty; give the text of a question", code=USAGE),
+    _about("no_question", [], "There is no question", "--questions FILE with one a line", code=USAGE),
     _about("one_option", ["Who?", "--options", "me"], "Got 1 options", "takes 2 to 26", code=USAGE),
     _about("an_option_twice", ["Who?", "--options", "me", "me"], "'me' is there more than once", "give each once"),
     _about("an_empty_option", ["Who?", "--options", "me", ""], "['me', ''] is empty", "give a text for each"),
@@ -79,7 +79,9 @@ CASES = [
     _map("a_map_over_files", [*_SCANNING, "--out", "folder"], "folder exists already", "give another --out"),
     _map("a_map_below_a_file", [*_SCANNING, "--out", "file/map"], "file/map cannot be written", "give another --out"),
     _map("nothing_to_map", [*_TINY, "--out", "map"], "this model has no compressor", "one of: gated_patch, mamba"),
-    _map("no_queries", [*_SCANNING, "--out", "map", "--queries", "0"], "Received 0 queries", "expected 1 or more"),
+    _map(
+        "no_queries", [*_SCANNING, "--out", "map", "--queries", "0"], "--queries is 0; expected 1 or more", code=USAGE
+    ),
 ]
 
 

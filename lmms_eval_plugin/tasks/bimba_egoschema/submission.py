@@ -65,7 +65,7 @@ def read_predictions(path: Path) -> dict[str, int]:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # ValueError: not JSON, too
         raise BimbaError(
             f"{path} does not hold EgoSchema answers ({type(error).__name__}: {error}); give the samples that "
-            "`lmms-eval --log_samples` (.jsonl) or `python evaluate.py` (.json) wrote for bimba_egoschema."
+            "`lmms-eval --log_samples` (.jsonl) or `bimba evaluate` (.json) wrote for bimba_egoschema."
         ) from error
     predictions = dict(pairs)
     if not predictions or len(predictions) != len(pairs):

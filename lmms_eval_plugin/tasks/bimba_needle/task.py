@@ -53,7 +53,7 @@ def find_folder() -> Path:
             return folder
     raise BimbaError(
         f"No needle test data: neither {root / 'annotations.json'} nor {root / SPLIT / 'annotations.json'} exists. "
-        f"`make demo` or `python train.py` generates it, or set {ROOT_VARIABLE} to the folder that has it."
+        f"`bimba train` generates it, or set {ROOT_VARIABLE} to the folder that has it."
     )
 
 
@@ -82,7 +82,7 @@ def load_questions(task: str) -> list[dict[str, Any]]:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise BimbaError(
             f"{path} is not a needle annotation file ({type(error).__name__}: {error}); delete {folder} and "
-            "generate it again with `python train.py`."
+            "generate it again with `bimba train`."
         ) from error
     if not questions:
         raise BimbaError(f"{path} has no {task} question; generate the data again with all three tasks.")
