@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,48 +14,8 @@ import httpx
 import pytest
 from starlette.requests import ClientDisconnect
 
-from bimba import cli
 from bimba.app.server import POLICY, _is_worth_saying
 from tests.app.conftest import served
-
-
-def refused(capsys, *arguments: str) -> str:
-    assert cli.main(["app", *arguments]) in (1, 2)  # it failed, or wrong arguments
-    return capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--compare-base", "x"], "--compare-base is the base of --compare"),
-        (["--compare", "bimba-tiny"], "both bimba-tiny; give two different ones"),
-        (["--queries", "0"], "take 1 or more"),
-        (["--max-new-tokens", "0"], "take 1 or more"),
-        (["--max-upload-mb", "0"], "--max-upload-mb 0 and --keep-minutes 60; both must be above 0"),
-        (["--port", "70000"], "--port is 70000; expected 0 (any that is free) to 65535"),
-        (["--host", "192.0.2.1", "--port", "0"], "cannot be served at 192.0.2.1"),
-        (["--checkpoint", "nowhere/checkpoint", "--port", "0"], "nowhere/checkpoint"),
-        (["--num-frames", "0", "--port", "0"], "--num-frames is 0; expected 1 or more"),
-        (["--num-frames", "100000", "--port", "0"], "Use fewer frames"),
-    ],
-)
-def test_what_cannot_be_is_said_before_anything_is_served(arguments, said, capsys):
-    assert said in refused(capsys, *arguments)
-
-
-def test_a_port_that_is_taken_is_said(capsys):
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        assert f"cannot be served at 127.0.0.1, port {port} (Address already in use)" in refused(
-            capsys, "--port", str(port)
-        )
-
-
-def test_without_gradio_the_command_to_install_it_is_said(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    assert "pip install 'bimba[app]'" in refused(capsys, "--port", "0")
 
 
 def test_only_this_server_is_named_to_the_browser_and_gradio_reports_nothing(models_of, tmp_path):

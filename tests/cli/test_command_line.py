@@ -6,9 +6,10 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from as_process import command, environment
+from as_process import ROOT, command, environment
 
 from bimba import cli
 from bimba.cli.common import open_engine, quick_imports
@@ -16,7 +17,7 @@ from bimba.inference import VideoQA
 from bimba.types import BimbaError
 
 NAMES = [
-    [], ["ask"], ["chat"], ["map"], ["data", "check"], ["data", "pack"], ["prepare"], ["report"], ["convert"],
+    [], ["ask"], ["chat"], ["app"], ["map"], ["data", "check"], ["data", "pack"], ["prepare"], ["report"], ["convert"],
     ["egoschema-submission"], ["doctor"],
 ]  # fmt: skip
 
@@ -52,6 +53,24 @@ def test_help_imports_neither_torch_nor_transformers(names):
     )
     assert done.returncode == 0
     assert done.stdout.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_script_gets_its_arguments_as_they_are(name, monkeypatch):
+    """Also those that look like options of ours."""
+    become = []
+    monkeypatch.setattr("os.execv", lambda program, words: become.append(words) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        cli.main([name, "-m", "--help", "seed=1,2"])
+    ((program, script, *arguments),) = become
+    assert (program, arguments) == (sys.executable, ["-m", "--help", "seed=1,2"])
+    assert Path(script).name == f"{name}.py" and Path(script).is_file()
+
+
+def test_every_command_is_on_its_page():
+    page = (ROOT / "docs/cli.md").read_text()
+    (choices,) = (action.choices for action in cli.build_parser()._actions if action.dest == "command")
+    assert {name for name in choices if not re.search(rf"^\| .*`{name}[ `]", page, re.M)} == set()
 
 
 def test_a_command_is_needed(capsys):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What a command that is not run here may need; the reader sees it as a comment above the command.
 NEEDS = {
-    "a GPU", "GPUs", "minutes", "hours", "the network", "an object store", "Slurm", "several machines",
+    "a GPU", "GPUs", "a terminal", "minutes", "hours", "the network", "an object store", "Slurm", "several machines",
     "the weights", "your data", "LLaVA-Video-178K", "the benchmarks' videos", "your runs", "tensorboard", "trackio",
 }  # fmt: skip
 

@@ -183,6 +183,14 @@ raise SystemExit(bimba.cli.main(["ask", "clip.mp4", "Who?"]))
     check_said(done.stderr, ["error: transformers 4.57.1 is installed; expected transformers>=5.8: pip install"])
 
 
+def test_memory_that_runs_out(refused, monkeypatch):
+    def full(*args, **kwargs):
+        raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried 2 GiB.\nmore")
+
+    monkeypatch.setattr("bimba.inference.engine.VideoQA.encode", full)
+    refused(Case("memory", _ASK, ["Memory ran out (CUDA out of memory. Tried 2 GiB)", "Give fewer --frames"]))
+
+
 def test_what_is_no_shortage_of_memory():
     assert memory_error(RuntimeError("CUDA error: an illegal memory access was encountered"), "") is None
 

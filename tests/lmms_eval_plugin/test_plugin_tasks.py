@@ -83,7 +83,7 @@ def test_the_default_is_under_the_current_folder(needle_root, tmp_path, monkeypa
 
 def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(tmp_path))
-    with pytest.raises(BimbaError, match=rf"{tmp_path}.*make demo.*python train.py.*BIMBA_NEEDLE_ROOT"):
+    with pytest.raises(BimbaError, match=rf"{tmp_path}.*bimba train.*BIMBA_NEEDLE_ROOT"):
         load_questions("retrieval")
 
 
