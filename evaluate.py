@@ -53,7 +53,7 @@ def check(config: DictConfig) -> None:
     for key in ("limit", "num_frames", "temporal_pooling", "decode_deadline_s"):
         value = config[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise BimbaError(f"{key} is {value!r}; expected a number, or null.")
+            raise BimbaError(f"{key} is {value!r}; expected a number of at least 0, or null.")
     if config.answers not in ANSWERS:
         raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")
 

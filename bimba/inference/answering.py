@@ -102,8 +102,9 @@ class Answering(ABC):
             SequenceTooLongError: the prompt is longer than the model takes.
         """
         texts = bare_options(options)
+        prompt = multiple_choice(question, texts)
         if not all(text.strip() for text in texts):
             raise BimbaError(f"One of the options {list(options)} is empty; give a text for each.")
         if twice := sorted({text for text in texts if texts.count(text) > 1}):
             raise BimbaError(f"The option {twice[0]!r} is there more than once in {list(options)}; give each once.")
-        return self.choose_letter(multiple_choice(question, texts), len(options))
+        return self.choose_letter(prompt, len(options))

@@ -38,5 +38,6 @@ def test_through_a_pipe_ctrl_c_ends_a_chat(checkpoint, video):
         chat.send_signal(signal.SIGINT)
         _, err = chat.communicate(timeout=60)
     assert chat.returncode == 130
-    assert err.splitlines()[-1] == "interrupted"
+    said = [line for line in err.splitlines() if line != "<answering>"]  # which its thread may go on with for a moment
+    assert said[-1] == "interrupted"
     assert "Traceback" not in err

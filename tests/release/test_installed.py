@@ -53,7 +53,7 @@ def test_doctor(installed, tmp_path):
 def test_ask(installed, tmp_path):
     write_video(tmp_path / "video.mp4", num_frames=32)
     command = [installed / "bimba", "ask", "video.mp4", "Which digit?", "--options", "3", "7", "--json"]
-    (answer,) = json.loads(run(*command, cwd=tmp_path))
+    answer = json.loads(run(*command, cwd=tmp_path))
     assert answer["answer"] in ("A", "B")
 
 

@@ -70,7 +70,7 @@ def compute() -> dict[str, object]:
     """Every compressor forwards and backwards; Mamba's with each scan backend that runs on a CPU."""
     import torch
 
-    from bimba.model.compressor import _names, build_compressor
+    from bimba.model.compressor import build_compressor, names
     from bimba.model.selection import selection_map, watch
 
     torch.set_num_threads(1)
@@ -83,7 +83,7 @@ def compute() -> dict[str, object]:
 
     queries = pooled(2, 2)
     kinds, scans = {}, {}
-    for name in _names():
+    for name in names():
         torch.manual_seed(0)
         compressor = build_compressor({"name": name}, hidden_size=16)
         given = pooled(*(compressor.fixed_reduction or (2, 2))).requires_grad_()

@@ -158,7 +158,7 @@ def test_a_model_with_it_is_saved_loaded_counted_and_read(name: str, base: Path,
     assert len(tokens) == counts.num_video_tokens(4) == processor.num_video_tokens(4)
     plain = count_flops(load_pretrained(base, compressor=None)[0], Work([], 0, [4]), backward=False)
     more = count_flops(model, Work([], 0, [4]), backward=False) - plain
-    assert more > 0 if weights else more == 0
+    assert more > 0 if weights or name == "tome" else more == 0  # which multiplies tokens with each other
 
 
 @pytest.mark.parametrize("name", FILES)
