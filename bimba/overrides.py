@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 from bimba.types import BimbaError
 
 USAGE_ERROR = 2  # status of a program that was called in a wrong way, as argparse has it
-# Numbers and switches by default which also take a word: Lightning's "auto" and "00:15:00", our "reentrant".
-_ALSO_WORDS = ("data.mixture", "trainer.devices", "trainer.val_check_interval", "model.gradient_checkpointing")
+# Numbers, switches and lists by default which also take a word: Lightning's "auto" and "00:15:00", our "reentrant", a
+# mixture's file.
+_ALSO_WORDS = ("trainer.devices", "trainer.val_check_interval", "model.gradient_checkpointing", "data.mixture")
 
 
 def check_command_line(conf: Path, name: str, arguments: Sequence[str]) -> None:

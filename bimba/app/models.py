@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from bimba.data.prompt import open_ended
 from bimba.data.transform import frames_to_pixels
@@ -220,14 +222,20 @@ class Models:
             thread.shutdown(wait=False, cancel_futures=True)
 
 
-class _Streamer(TextStreamer):
-    """Says the answer so far, a word at a time."""
+class _Streamer(BaseStreamer):
+    """Says the answer so far, a token at a time; transformers' own waits for spaces, which not every language has."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._say, self._text = say, ""
+        self._tokenizer, self._say = tokenizer, say
+        self._ids: list[int] | None = None
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:  # at every token it is asked for, whether a word is whole or not
-            self._text += text
-            self._say(self._text.strip())
+    def put(self, value: Tensor) -> None:
+        if self._ids is None:  # what comes first is the prompt
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        text = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        self._say(text.rstrip("\N{REPLACEMENT CHARACTER}").strip())  # half of a character that two tokens make
+
+    def end(self) -> None:
+        pass

@@ -68,6 +68,7 @@ def test_the_command_line_is_looked_at_before_anything_starts(script, case, monk
         ["-m", "seed=1,2", "model/compressor=mamba,pool", "optimizer.lr=interval(0,1)", "trainer.max_steps=range(1,3)"],
         ["-m", "model/compressor=glob(*)", "hydra/sweeper=lr_search"],
         ["trainer.devices=auto", "trainer.val_check_interval=0.5", "model.gradient_checkpointing=reentrant"],
+        ["data=llava_video_178k", "data.video_root=FOLDER", "data.mixture=mixture.yaml"],
         ["optimizer.lr=1e-4", "seed=null", "+trainer.extra=1", "paths.run_dir=x", "trainer=ddp"],
     ],
 )
