@@ -135,7 +135,7 @@ def test_what_fails_is_one_line_and_exits_1(checkpoint, video, capsys, arguments
     ("arguments", "message"),
     [
         (["VIDEO"], "There is no question"),
-        (["VIDEO", " "], "A question is empty"),
+        (["VIDEO", " "], "The question is empty"),
         (["VIDEO", "Who?", "--options", "one"], "--options: Got 1 options"),
         (["VIDEO", "Who?", "--options", "a", "b", "--short"], "do not go together"),
         (["VIDEO", "Who?", "--num-frames", "0"], "--num-frames is 0; expected 1 or more"),

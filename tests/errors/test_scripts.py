@@ -189,8 +189,8 @@ def evaluate(evaluate_script, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["limit=abc"], ["limit is 'abc'; expected a number, or null"]),
-        (["num_frames=many"], ["num_frames is 'many'; expected a number, or null"]),
+        (["limit=abc"], ["limit is 'abc'; expected a number of at least 0, or null"]),
+        (["num_frames=many"], ["num_frames is 'many'; expected a number of at least 0, or null"]),
         (["answers=guess"], ["answers is 'guess'; expected one of generate, choose"]),
         (["+extra=1"], ["Nobody reads extra; expected only answers"]),
     ],

@@ -144,7 +144,7 @@ def test_evaluate_limits_questions_and_frames(evaluate, checkpoint, needle_root,
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["benchmark.environment.BIMBA_NEEDLE_ROOT=/nowhere"], "error: No needle test data.*python train.py"),
+        (["benchmark.environment.BIMBA_NEEDLE_ROOT=/nowhere"], "error: No needle test data.*bimba train"),
         (["checkpoint=/nowhere"], "error: .*checkpoint.*/nowhere"),
         (["device=nonsense"], "error: .*'nonsense'"),
         (["short_videos=skip"], "error: short_videos is 'skip'; expected one of error, repeat"),
