@@ -19,6 +19,7 @@ from bimba.ops.extension import build
 from bimba.ops.selective_scan import cpp
 
 SLOW_S = 5.0
+TURN_S, MOST_CALLS_IN_A_TURN = 0.1, 5
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
@@ -76,6 +77,9 @@ def median_seconds(
 ) -> dict[str, float]:
     """Of each, taking turns, after one call that does not count unless it takes so long that it is the only one.
 
+    What is short is called several times in its turn: a single call of some milliseconds would be timed with caches and
+    page tables as the one before left them, which may have been through a gigabyte.
+
     ``known_s``: what a call took earlier; what was slow then is not called again.
     """
     slow_s = {name: time_s for name, time_s in (known_s or {}).items() if time_s > SLOW_S}
@@ -84,8 +88,12 @@ def median_seconds(
     for _ in range(repeats):
         for name, run in runs.items():
             if first_s[name] <= SLOW_S:
-                times_s[name].append(seconds(run))
+                times_s[name] += [seconds(run) for _ in range(_calls_in_a_turn(first_s[name]))]
     return {name: statistics.median(times) for name, times in times_s.items()}
+
+
+def _calls_in_a_turn(time_s: float) -> int:
+    return max(1, min(MOST_CALLS_IN_A_TURN, round(TURN_S / time_s))) if time_s > 0 else MOST_CALLS_IN_A_TURN
 
 
 def extra_memory_mib(run: Callable[[], object]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ class MambaMixer(nn.Module):
         expand: int = 2,
         bidirectional: bool = True,
         scan_backend: str = "auto",
+        backward_init: Literal["original", "forward"] = "original",
     ) -> None:
         super().__init__()
         self.d_inner = expand * hidden_size
@@ -65,6 +67,7 @@ class MambaMixer(nn.Module):
         self.dt_rank = math.ceil(hidden_size / 16)
         self.bidirectional = bidirectional
         self.scan_backend = scan_backend
+        self.backward_init = backward_init
 
         def conv() -> nn.Conv1d:
             return nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner)
@@ -90,7 +93,7 @@ class MambaMixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The original's initialisation."""
+        """The original's initialisation; ``backward_init="forward"`` changes that of the backward direction."""
         for module in self.children():
             if isinstance(module, nn.Linear | nn.Conv1d):
                 module.reset_parameters()
@@ -98,15 +101,22 @@ class MambaMixer(nn.Module):
         log_states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=device).log()  # A[d, n] = -(n + 1)
         self.A_log.copy_(log_states.expand_as(self.A_log))
         self.D.fill_(1.0)
-        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        start_steps(self.dt_proj.bias)
+        self._start_steps(self.dt_proj)
         if self.bidirectional:
-            # The original zeroes the diagonal of A_b_log (channel i, state i), so A_b[i, i] = -1 instead of -(i + 1).
-            self.A_b_log.copy_(log_states.expand_as(self.A_b_log)).fill_diagonal_(0.0)
+            self.A_b_log.copy_(log_states.expand_as(self.A_b_log))
             self.D_b.fill_(1.0)
-            # The original leaves dt_proj_b as nn.Linear makes it: steps of 0.5 to 1, a backward scan that forgets fast.
+            if self.backward_init == "forward":
+                self._start_steps(self.dt_proj_b)
+            else:
+                # The original zeroes the diagonal of A_b_log (channel i, state i): A_b[i, i] = -1 instead of -(i + 1).
+                # And it leaves dt_proj_b as nn.Linear makes it: steps of 0.5 to 1, a backward scan that forgets fast.
+                self.A_b_log.fill_diagonal_(0.0)
         # Zero, so that a fresh layer adds nothing to the queries: training starts from the pooled model.
         self.out_proj.weight.zero_()
+
+    def _start_steps(self, dt_proj: nn.Linear) -> None:
+        nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        start_steps(dt_proj.bias)
 
     def forward(self, x: Callable[[], Tensor], read: Tensor, query_index: Tensor | None) -> Tensor:
         """One layer without its residual.

@@ -142,6 +142,16 @@ def test_initialisation_is_the_originals() -> None:
     assert steps_b.min() > math.log1p(math.exp(-bound)) - 1e-6  # the backward direction has no special steps
 
 
+def test_backward_direction_may_begin_as_the_forward_one() -> None:
+    torch.manual_seed(0)
+    mixer = MambaMixer(64, d_state=16, backward_init="forward")
+    assert torch.equal(mixer.A_b_log, mixer.A_log)
+    steps = nn.functional.softplus(mixer.dt_proj_b.bias)
+    assert steps.min() >= 0.00099
+    assert steps.max() <= 0.101
+    assert not torch.equal(mixer.dt_proj_b.bias, mixer.dt_proj.bias)  # drawn for itself
+
+
 def test_reset_parameters_restores_the_initialisation() -> None:
     for mixer in (MambaMixer(HIDDEN), AttentionMixer(HIDDEN)):
         with torch.no_grad():

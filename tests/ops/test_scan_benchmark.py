@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -64,8 +67,28 @@ def test_short_times_keep_their_digits(benchmark: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("earlier_s", "calls"), [({}, 4), ({"one": 1.0}, 4), ({"one": 6.0}, 0)])
-def test_what_was_slow_is_not_called_again(benchmark: ModuleType, earlier_s: dict[str, float], calls: int) -> None:
+def test_what_was_slow_is_not_called_again(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, earlier_s: dict[str, float], calls: int
+) -> None:
+    monkeypatch.setattr(sys.modules["measure"], "MOST_CALLS_IN_A_TURN", 1)
     called = []
     times_s = benchmark.median_seconds({"one": lambda: called.append(1)}, 3, earlier_s)
     assert len(called) == calls
     assert (times_s["one"] == 6.0) == (calls == 0)
+
+
+def test_what_is_short_is_called_several_times_in_its_turn(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes_s = {"short": 0.001, "longer": 0.04, "long": 1.0}
+    called: list[str] = []
+
+    def seconds(run: Callable[[], str]) -> float:
+        called.append(run())
+        return takes_s[called[-1]]
+
+    monkeypatch.setattr(sys.modules["measure"], "seconds", seconds)
+    runs = {name: partial(str, name) for name in takes_s}
+    assert benchmark.median_seconds(runs, 2) == takes_s
+    turn = ["short"] * 5 + ["longer"] * 2 + ["long"]
+    assert called == [*takes_s, *turn, *turn]

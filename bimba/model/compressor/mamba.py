@@ -35,6 +35,8 @@ class MambaCompressor(Compressor):
         expand: inner channels D = expand * C.
         query_position: "interleaved" spreads the queries evenly over the sequence, "appended" puts them behind it.
         bidirectional: scan backward as well as forward.
+        backward_init: "original" starts the backward direction as the original does, with steps of 0.5 to 1, so that it
+            forgets within a few positions; "forward" starts it as the forward direction, with 0.001 to 0.1.
         multi_scale: between layers, drop every second frame of the space-time tokens.
         norm: RMSNorm in front of each mixer.
         residual: add each mixer's input to its output.
@@ -67,8 +69,10 @@ class MambaCompressor(Compressor):
         scan_backend: str = "auto",
         chunk_tokens: int | Literal["auto"] = "auto",
         question_conditioned: bool = False,
+        backward_init: Literal["original", "forward"] = "original",
     ) -> None:
         super().__init__(hidden_size, question_conditioned)
+        _check_choice("backward_init", backward_init, ("original", "forward"))
         _check_choice("query_position", query_position, ("interleaved", "appended"))
         if isinstance(mixer, str):
             _check_choice("mixer", mixer, ("mamba", "attention"))
@@ -95,7 +99,7 @@ class MambaCompressor(Compressor):
                 return mixer()
             if mixer == "attention":
                 return AttentionMixer(hidden_size, expand)
-            return MambaMixer(hidden_size, d_state, d_conv, expand, bidirectional, scan_backend)
+            return MambaMixer(hidden_size, d_state, d_conv, expand, bidirectional, scan_backend, backward_init)
 
         self.layers = nn.ModuleList(MambaBlock(make_mixer(), hidden_size, norm, residual) for _ in range(num_layers))
 

@@ -66,6 +66,10 @@ def test_options_reach_the_compressor() -> None:
         ({"name": "mamba", "layers": 2}, "has no option layers; its options are: num_layers, d_state"),
         ({"name": "mamba", "hidden_size": 2}, "has no option hidden_size"),
         ({"name": "pool", "stride": 2}, "has no option stride; its options are: mode, reduction"),
+        (
+            {"name": "mamba", "backward_init": "zero"},
+            "backward_init='zero' is unknown; choose one of: original, forward",
+        ),
         ({"name": "mamba", "query_position": "left"}, "query_position='left' is unknown; choose one of: interleaved"),
         ({"name": "mamba", "mixer": "lstm"}, "mixer='lstm' is unknown; choose one of: mamba, attention"),
         ({"name": "mamba", "num_layers": 0}, "num_layers must be at least 1, received 0"),
