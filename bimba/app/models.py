@@ -43,6 +43,7 @@ class Settings:
         num_frames: frames sampled of a video; None: each checkpoint's own number.
         max_new_tokens: of an answer; None: as ``EncodedVideo.ask``.
         queries: how many of the compressor's queries a selection map looks at.
+        device, dtype, temporal_pooling: as of ``VideoQA.from_pretrained``, of both checkpoints.
     """
 
     checkpoints: Sequence[tuple[str, str | None]]
@@ -51,6 +52,8 @@ class Settings:
     max_new_tokens: int | None = None
     queries: int = 128
     device: str = "auto"
+    dtype: str | None = None
+    temporal_pooling: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,13 @@ class Model:
     """
 
     def __init__(self, checkpoint: str, base: str | None, settings: Settings):
-        self.engine = VideoQA.from_pretrained(checkpoint, device=settings.device, base=base)
+        self.engine = VideoQA.from_pretrained(
+            checkpoint,
+            device=settings.device,
+            dtype=settings.dtype,
+            temporal_pooling=settings.temporal_pooling,
+            base=base,
+        )
         self.settings = settings
         self.num_frames = self.engine.num_frames if settings.num_frames is None else settings.num_frames
         self.num_tokens = self.engine.processor.num_video_tokens(self.num_frames)

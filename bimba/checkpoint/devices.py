@@ -18,7 +18,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if str(device) == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise NotImplementedError("it has shapes and no numbers")
         return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
         why = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # what follows is for those who build torch

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, SiglipImageProcessorPil
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from bimba.checkpoint.errors import FETCH_AGAIN, explained
 from bimba.checkpoint.tensors import listing, write_json
@@ -57,18 +57,7 @@ def build_processor(config: BimbaConfig, tokenizer: PreTrainedTokenizerBase) -> 
     tokenizer.add_special_tokens({"additional_special_tokens": placeholders}, replace_extra_special_tokens=False)
     config.video_token_id, config.image_token_id = map(tokenizer.get_vocab().__getitem__, placeholders)
     set_turns(config, tokenizer)
-    side = config.vision_config.image_size
-    return BimbaProcessor(
-        SiglipImageProcessorPil(size={"height": side, "width": side}),
-        tokenizer,
-        patch_grid=config.patch_grid,
-        temporal_pooling=config.temporal_pooling,
-        newline_position=config.newline_position,
-        num_frames=config.num_frames,
-        newline_after_medium=config.newline_after_medium,
-        image_grid_pinpoints=config.image_grid_pinpoints,
-        image_max_tiles=config.image_max_tiles,
-    )
+    return BimbaProcessor.of(config, tokenizer, image_backend="pil")
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

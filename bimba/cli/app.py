@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import get_args
 
 from bimba.cli.common import (
     Commands,
     UsageError,
     add_answers,
     add_command,
+    add_model,
+    add_sampling,
     check_numbers,
     hush_libraries,
     quick_imports,
-    reports_memory,
 )
-from bimba.types import ShortVideos
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
@@ -30,24 +29,14 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
             "bimba app --checkpoint outputs/train/A/checkpoint --compare outputs/train/B/checkpoint",
         ],
     )
-    app.add_argument("--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)")
-    app.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
+    add_model(app)
     app.add_argument("--compare", metavar="CHECKPOINT", help="another checkpoint, which answers beside it")
     app.add_argument("--compare-base", metavar="FOLDER", help="the base of that one, if it is an adapter")
-    app.add_argument(
-        "--num-frames", "--frames", type=int, metavar="N", help="frames to sample (default: each checkpoint's number)"
-    )
-    app.add_argument(
-        "--short-videos",
-        choices=get_args(ShortVideos),
-        default="repeat",
-        help="what becomes of a video with fewer frames: refuse it, or repeat frames and say so (default: %(default)s)",
-    )
+    add_sampling(app, short_videos="repeat")
     add_answers(app)
     app.add_argument(
         "--queries", type=int, default=128, metavar="N", help="queries a selection map looks at (default: %(default)s)"
     )
-    app.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     app.add_argument(
         "--host", default="127.0.0.1", help="address to serve at (default: %(default)s, this machine only)"
     )
@@ -62,7 +51,6 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
         metavar="MINUTES",
         help="how long a video is kept that nobody asks about (default: %(default)s)",
     )
-    reports_memory(app)
     app.set_defaults(run=run)
     return [app]
 
@@ -80,6 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"Received --max-upload-mb {arguments.max_upload_mb:g} and --keep-minutes {arguments.keep_minutes:g}; "
             "both must be above 0."
         )
+    from bimba.data.isolated import read_videos_with
+
+    read_videos_with(arguments.video_backend)
     with quick_imports():
         hush_libraries()
         from bimba.app.models import Settings
@@ -95,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         queries=arguments.queries,
         device=arguments.device,
+        dtype=arguments.dtype,
+        temporal_pooling=arguments.temporal_pooling,
     )
     serve(settings, arguments.host, arguments.port, arguments.max_upload_mb, arguments.keep_minutes)
     return 0

@@ -62,8 +62,8 @@ def reports_memory(command: argparse.ArgumentParser) -> None:
     command.set_defaults(less_memory="Give fewer --frames, a smaller checkpoint, or another --device.")
 
 
-def add_sampling(command: argparse.ArgumentParser) -> None:
-    """How frames are read of a video."""
+def add_sampling(command: argparse.ArgumentParser, short_videos: ShortVideos = "error") -> None:
+    """How frames are read of a video; ``short_videos``: what becomes of one with too few if nothing else is said."""
     group = command.add_argument_group("video")
     group.add_argument(
         "--num-frames", "--frames", type=int, metavar="N", help="frames to sample (default: the checkpoint's number)"
@@ -71,7 +71,7 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--short-videos",
         choices=get_args(ShortVideos),
-        default="error",
+        default=short_videos,
         help="what becomes of a video with fewer frames than that: refuse it, or repeat frames (default: %(default)s)",
     )
     group.add_argument(

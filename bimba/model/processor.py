@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from bimba.model.anyres import AnyRes, ImageSize
+from bimba.model.compressor import reduction_of
 from bimba.model.config import BimbaConfig
 from bimba.model.queries import PUBLISHED_ROWS, query_grid
 from bimba.model.splice import num_video_tokens
@@ -86,6 +87,25 @@ class BimbaProcessor(ProcessorMixin):
         if self.image_backend != image_processor.backend:
             image_processor = _BACKENDS[self.image_backend].from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def of(
+        cls, config: BimbaConfig, tokenizer: PreTrainedTokenizerBase, image_backend: str = "torchvision"
+    ) -> BimbaProcessor:
+        """The processor that belongs to a model of this configuration; ``tokenizer`` has the placeholders already."""
+        side = config.vision_config.image_size
+        return cls(
+            _BACKENDS[image_backend](size={"height": side, "width": side}),
+            tokenizer,
+            patch_grid=config.patch_grid,
+            temporal_pooling=config.temporal_pooling,
+            newline_position=config.newline_position,
+            num_frames=config.num_frames,
+            newline_after_medium=config.newline_after_medium,
+            image_grid_pinpoints=config.image_grid_pinpoints,
+            image_max_tiles=config.image_max_tiles,
+            reduction=reduction_of(config.compressor),
+        )
 
     @property
     def video_token_id(self) -> int:

@@ -131,8 +131,6 @@ def enable_checkpointing(model: BimbaForConditionalGeneration, settings: ModelSe
 
 def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, BimbaProcessor]:
     """A model with random weights, and a processor around an existing tokenizer."""
-    from transformers import SiglipImageProcessor
-
     from bimba.data.tokenize import IMAGE_TOKEN, TURN_END, TURN_START, VIDEO_TOKEN
     from bimba.model.bimba import BimbaForConditionalGeneration
     from bimba.model.config import BimbaConfig
@@ -166,17 +164,7 @@ def _new_model(settings: ModelSettings) -> tuple[BimbaForConditionalGeneration, 
     cast(model, DTYPES[settings.dtype])
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    side = config.vision_config.image_size
-    processor = BimbaProcessor(
-        SiglipImageProcessor(size={"height": side, "width": side}),
-        tokenizer,
-        patch_grid=config.patch_grid,
-        temporal_pooling=config.temporal_pooling,
-        newline_position=config.newline_position,
-        num_frames=config.num_frames,
-        reduction=settings.reduction,
-    )
-    return model, processor
+    return model, BimbaProcessor.of(config, tokenizer)
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:

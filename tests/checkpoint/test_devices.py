@@ -15,7 +15,7 @@ def test_a_device_by_name(monkeypatch):
     assert resolve_device("auto") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
 def test_no_such_device(device):
     with pytest.raises(BimbaError, match=rf"'{device}' cannot be used here .*; expected auto, cpu, or one that"):
         resolve_device(device)

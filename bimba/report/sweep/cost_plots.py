@@ -20,6 +20,7 @@ from bimba.report.sweep.style import (
     looks,
     panels,
     plain_axis,
+    rows,
 )
 from bimba.report.sweep.summary import Sweep
 
@@ -80,8 +81,8 @@ def cost_plot(sweep: Sweep) -> Picture | None:
     names = [group.label.name for group in sweep.groups]
     own = looks(names)
     with drawing():
-        figure, parts = panels(len(shown), 3.4, 0.34 * len(names) + 0.9, most=2)
-        for i, (axes, cost) in enumerate(zip(parts, shown)):
+        figure, parts = rows(len(shown), 3.4, names, most=2)
+        for axes, cost in zip(parts, shown):
             largest = max(value for group in sweep.groups for value in values(sweep, group, cost))
             for y, group in enumerate(sweep.groups):
                 middle = mean(sweep, group, cost)
@@ -91,11 +92,7 @@ def cost_plot(sweep: Sweep) -> Picture | None:
                     axes.plot([min(ends), max(ends)], [y, y], color="black", linewidth=1.4)
                     axes.text(max(ends) + 0.02 * largest, y, digits(middle), va="center", fontsize=9)
             axes.set(title=cost.title, xlabel=_unit(cost.unit), xlim=(0, 1.22 * largest))
-            axes.set_yticks(range(len(names)), names if i % 2 == 0 else [""] * len(names))
-            axes.set_ylim(len(names) - 0.4, -0.6)
             axes.locator_params(axis="x", nbins=4)
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="y", visible=False)
     told = "; ".join(
         f"{cost.title}: "
         + ", ".join(f"{g.label.name} {digits(m)} {cost.unit}" for g in sweep.groups if (m := mean(sweep, g, cost)))

@@ -19,6 +19,7 @@ from bimba.report.sweep.style import (
     looks,
     panels,
     plain_axis,
+    rows,
 )
 from bimba.report.sweep.summary import Sweep
 
@@ -38,8 +39,8 @@ def accuracy_plot(sweep: Sweep) -> Picture | None:
     names = [group.label.name for group in sweep.groups]
     own = looks(names)
     with drawing():
-        figure, parts = panels(len(tasks), 3.6, 0.34 * len(names) + 0.9)
-        for i, (axes, task) in enumerate(zip(parts, tasks)):
+        figure, parts = rows(len(tasks), 3.6, names)
+        for axes, task in zip(parts, tasks):
             for score in sweep.of(task, sweep.primary):
                 y, look, one = names.index(score.label.name), own[score.label.name], score.estimate
                 axes.plot([100 * one.low, 100 * one.high], [y, y], color=look.colour, linewidth=2.2, zorder=2)
@@ -49,10 +50,6 @@ def accuracy_plot(sweep: Sweep) -> Picture | None:
                 axes.plot(100 * one.mean, y, look.marker, color=look.colour, markersize=7, zorder=3)
             guessing(axes, sweep.of(task, sweep.primary)[0].chance, upright=True)
             axes.set(title=task_name(task), xlabel="questions answered rightly (%)", xlim=LIMITS)
-            axes.set_yticks(range(len(names)), names if i % 3 == 0 else [""] * len(names))
-            axes.set_ylim(len(names) - 0.4, -0.6)
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="y", visible=False)
         legend(figure, {}, [guessing_entry(), _seed_entry()])
     return Picture(
         "accuracy",

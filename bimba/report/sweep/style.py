@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+LABEL_WIDTH = 28  # of what stands beside a row, in letters
 INK, FAINT = "#1d2430", "#6b7480"
 SETTINGS: dict[Any, Any] = {
     "font.size": 10,
@@ -96,6 +98,22 @@ def panels(number: int, width: float, height: float, most: int = 3) -> tuple[Fig
     for unused in axes[number:]:
         unused.remove()
     return figure, axes[:number]
+
+
+def rows(number: int, width: float, names: Sequence[str], most: int = 3) -> tuple[Figure, list[Axes]]:
+    """Panels with a row for each name, beside which the names stand: left of the first panel of each line, wrapped."""
+    labels = [textwrap.fill(name, LABEL_WIDTH, break_long_words=False, break_on_hyphens=False) for name in names]
+    lines = [label.split("\n") for label in labels]
+    high = sum(0.17 * (len(label) + 1) for label in lines)
+    wide = 0.075 * max(len(line) for label in lines for line in label)
+    across = min(number, most)
+    figure, parts = panels(number, width + wide / across, high + 0.9, most)
+    for i, axes in enumerate(parts):
+        axes.set_yticks(range(len(names)), labels if i % across == 0 else [""] * len(names))
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+    return figure, parts
 
 
 def legend(figure: Figure, entries: Mapping[str, Look], more: Sequence[Artist] = (), lines: bool = True) -> None:

@@ -93,9 +93,11 @@ void forward_range(const Scan& s, int64_t range) {
       const bool bounded = in->is_bounded(c.p, size);
       is_read = bounded && s.size_of_tile(next_start) == size && p.lanes == LANES;
       TileReader<T> reader(s, p, is_read ? next_start : start, next);
+      float* y = s.y + s.row * s.outputs * s.channels + c.p.channel;
       auto prepare = [&](int i) {
         prefetcher();
         reader(i);
+        if (i < queries.count) __builtin_prefetch(y + queries.output[i] * s.channels, 1);  // to be written
       };
       auto nothing = [](int) {};
       for_groups<FORWARD_GROUP>(s.states, [&](auto group, int64_t n) {
@@ -109,7 +111,7 @@ void forward_range(const Scan& s, int64_t range) {
       });
       std::swap(in, next);
       for (int q = 0; q < queries.count; ++q)
-        store_part(s.y + (s.row * s.outputs + queries.output[q]) * s.channels + c.p.channel, y_tile[q], c.p.lanes);
+        store_part(y + queries.output[q] * s.channels, y_tile[q], c.p.lanes);
     }
   }
   for (const Carried& c : carried) store_channels(of_row(s, s.last_state), c.h, c.p.channel, c.p.lanes);
