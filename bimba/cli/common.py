@@ -44,7 +44,9 @@ def add_command(
 
 def add_base(command: argparse.ArgumentParser) -> None:
     command.add_argument("--base", metavar="FOLDER", help="the base of an adapter (default: as its files say)")
-    command.add_argument("--temporal-pooling", type=int, metavar="N", help="override the checkpoint's")
+    command.add_argument(
+        "--temporal-pooling", type=int, metavar="N", help="frames that one query stands for (default: the checkpoint's)"
+    )
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -87,7 +89,7 @@ def add_answers(command: argparse.ArgumentParser) -> None:
 
 def check_numbers(arguments: argparse.Namespace) -> None:
     """Raises a UsageError for a number of frames, of tokens or of queries that is none."""
-    for name in ("num_frames", "max_new_tokens", "queries"):
+    for name in ("num_frames", "temporal_pooling", "max_new_tokens", "queries"):
         number = getattr(arguments, name, None)
         if number is not None and number < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {number}; expected 1 or more.")

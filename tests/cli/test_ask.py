@@ -120,7 +120,6 @@ def test_the_video_backend_is_the_one_asked_for(checkpoint, video, monkeypatch, 
     [
         (["missing.mp4", "Who?"], "missing.mp4"),
         (["VIDEO", "Who?", "--frames", "100000"], "fewer frames"),
-        (["VIDEO", "Who?", "--temporal-pooling", "0"], "temporal_pooling is 0"),
         (["VIDEO", "Who?", "--questions", "nowhere.txt"], "--questions nowhere.txt: No such file"),
         (["VIDEO", "Who?", "--checkpoint", "nowhere"], "nowhere"),
     ],
@@ -139,6 +138,7 @@ def test_what_fails_is_one_line_and_exits_1(checkpoint, video, capsys, arguments
         (["VIDEO", "Who?", "--options", "one"], "--options: Got 1 options"),
         (["VIDEO", "Who?", "--options", "a", "b", "--short"], "do not go together"),
         (["VIDEO", "Who?", "--num-frames", "0"], "--num-frames is 0; expected 1 or more"),
+        (["VIDEO", "Who?", "--temporal-pooling", "0"], "--temporal-pooling is 0; expected 1 or more"),
         (["VIDEO", "Who?", "--max-new-tokens", "-1"], "--max-new-tokens is -1; expected 1 or more"),
     ],
 )

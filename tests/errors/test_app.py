@@ -20,6 +20,7 @@ CASES = [
     _app("no_queries", ["--queries", "0"], "--queries is 0; expected 1 or more"),
     _app("no_tokens", ["--max-new-tokens", "0"], "--max-new-tokens is 0; expected 1 or more"),
     _app("no_frames", ["--frames", "0"], "--num-frames is 0; expected 1 or more"),
+    _app("no_pooling", ["--temporal-pooling", "0"], "--temporal-pooling is 0; expected 1 or more"),
     _app("no_uploads", ["--max-upload-mb", "0"], "--max-upload-mb 0 and --keep-minutes 60; both must be above 0"),
     _app("no_such_port", ["--port", "70000"], "--port is 70000; expected 0 (any that is free) to 65535"),
     _app("another_machine", ["--host", "192.0.2.1"], "cannot be served at 192.0.2.1", "another --port", code=FAILED),

@@ -49,7 +49,11 @@ CASES = [
     Case(
         "a_web_address",
         ["ask", "https://example.com/a.mp4", "Who?", *_TINY],
-        ["Download it first", "example.com/a.mp4", "videos are read from local files only"],
+        [
+            "Download it first",
+            "https://example.com/a.mp4: there is no such file",
+            "videos are read from local files only",
+        ],
     ),
     Case(
         "a_short_video",
@@ -67,7 +71,9 @@ CASES = [
     _about("an_option_twice", ["Who?", "--options", "me", "me"], "'me' is there more than once", "give each once"),
     _about("an_empty_option", ["Who?", "--options", "me", ""], "['me', ''] is empty", "give a text for each"),
     _about("pooled_away", ["Who?", "--temporal-pooling", "50"], "one query averages 50", "Got 4 frames", "read more"),
-    _about("no_pooling", ["Who?", "--temporal-pooling", "0"], "temporal_pooling is 0; expected 1 or more"),
+    _about(
+        "no_pooling", ["Who?", "--temporal-pooling", "0"], "--temporal-pooling is 0; expected 1 or more", code=USAGE
+    ),
     _about(
         "no_such_reader",
         ["Who?", "--video-backend", "opencv"],

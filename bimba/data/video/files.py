@@ -30,9 +30,11 @@ def check_is_media(path: Path) -> None:
     """Raises a VideoDecodeError for what is seen without opening a container."""
     with looking_at(path, VideoDecodeError):
         if not path.exists():
-            what_helps = "Download it first" if ":/" in str(path) else "Check the path"
+            named, what_helps = str(path), "Check the path"
+            if ":/" in named:  # an address, of which a path has lost one of the two slashes
+                named, what_helps = named.replace(":/", "://", 1), "Download it first"
             raise VideoDecodeError(
-                f"{path}: there is no such file. {what_helps}; videos are read from local files only."
+                f"{named}: there is no such file. {what_helps}; videos are read from local files only."
             )
         if path.is_dir():
             raise VideoDecodeError(f"{path}: a folder. Expected a video file; give the path of a file in it.")
