@@ -50,10 +50,14 @@ def check(config: DictConfig) -> None:
     source = config.benchmark.get("source", SOURCES[0])
     if source not in SOURCES:
         raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
-    for key in ("limit", "num_frames", "temporal_pooling", "decode_deadline_s"):
+    for key in ("limit", "decode_deadline_s"):
         value = config[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
             raise BimbaError(f"{key} is {value!r}; expected a number of at least 0, or null.")
+    for key in ("num_frames", "temporal_pooling"):
+        value = config[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BimbaError(f"{key} is {value!r}; expected a whole number of at least 1, or null.")
     if config.answers not in ANSWERS:
         raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")
 

@@ -72,6 +72,17 @@ def _listening(stop: _Stop) -> Iterator[None]:
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
 
+@contextmanager
+def _ending_with_us(running: list[_Running]) -> Iterator[None]:
+    """Cells are sessions of their own: after an error, of a full disk say, they would go on and nobody would know."""
+    try:
+        yield
+    except BaseException:
+        for one in running:
+            _signal(one.process, signal.SIGTERM)
+        raise
+
+
 def run_cells(
     cells: Sequence[Cell], jobs: int, listen: Listener, environments: Sequence[Mapping[str, str]] | None = None
 ) -> list[Outcome]:
@@ -86,6 +97,7 @@ def run_cells(
 
     Raises:
         SystemExit: the sweep was asked to stop; all cells that ran have ended by then.
+        OSError: a cell could not be started, or ``listen`` raised it; those that ran were asked to end.
     """
     outcomes: dict[int, Outcome] = {}
     waiting, slots = list(range(len(cells))), list(range(jobs))
@@ -97,7 +109,7 @@ def run_cells(
         outcomes[number] = outcome
         listen(cells[number], outcome)
 
-    with _listening(stop):
+    with _listening(stop), _ending_with_us(running):
         while running or (waiting and not stop.received):
             while waiting and slots and not stop.received:
                 number = waiting.pop(0)

@@ -72,7 +72,8 @@ class BadVideoGuard(L.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: Any
     ) -> None:
-        self._count(trainer, batch)
+        if not trainer.sanity_checking:  # which shows a few of the samples that validation will meet again
+            self._count(trainer, batch)
 
     def _count(self, trainer: L.Trainer, batch: Batch) -> None:
         bad = batch.get("bad_samples", [])

@@ -54,7 +54,7 @@ class BimbaLauncher(Launcher):
         cells = [cell for cell, _ in jobs]
         _check_folders(cells)
         sweep_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
-        threads = self.threads or int(os.environ.get("OMP_NUM_THREADS", "1"))
+        threads = self.threads or threads_of_environment()
         n_jobs = self.n_jobs or min(jobs_at_a_time(config, threads) for _, config in jobs)
         environment = {"OMP_NUM_THREADS": str(threads)}
         console = Console()
@@ -92,6 +92,17 @@ def jobs_at_a_time(config: DictConfig, threads: int) -> int:
     devices = config.trainer.devices
     processes = devices if isinstance(devices, int) and devices > 0 else 1
     return max(1, num_cores() // (processes * threads))
+
+
+def threads_of_environment() -> int:
+    """What OMP_NUM_THREADS says, of the outermost level where it is a list; 1 where it is not set."""
+    value = os.environ.get("OMP_NUM_THREADS") or "1"
+    try:
+        return max(1, int(value.split(",")[0]))
+    except ValueError:
+        raise CompactHydraException(
+            f"OMP_NUM_THREADS is {value!r}; expected a number. Set it to one, or give hydra.launcher.threads."
+        ) from None
 
 
 def num_cores() -> int:

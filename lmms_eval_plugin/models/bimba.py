@@ -105,6 +105,9 @@ class Bimba(lmms):
         super().__init__()
         refuse_arguments(unknown, [name for name in inspect.signature(Bimba).parameters if name != "unknown"])
         check_short_videos(short_videos)
+        # A 0 would pass for None further on.
+        if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
+            raise BimbaError(f"num_frames is {num_frames!r}; expected a whole number of at least 1, or to be left out.")
         read_videos_with(video_backend, decode_deadline_s)
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
             logger.info(f"Batch size {batch_size} is not used; batch_questions batches the questions of a video.")

@@ -11,7 +11,7 @@ from lmms_eval_plugin.prepare.sources import Source, table_of
 
 
 def default_home() -> Path:
-    """Where Hugging Face's libraries and evaluate.py look without HF_HOME."""
+    """Where Hugging Face's libraries look without HF_HOME; evaluate.py goes by ~/.cache alone."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
 
 

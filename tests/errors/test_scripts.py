@@ -190,7 +190,9 @@ def evaluate(evaluate_script, monkeypatch, tmp_path):
     ("overrides", "says"),
     [
         (["limit=abc"], ["limit is 'abc'; expected a number of at least 0, or null"]),
-        (["num_frames=many"], ["num_frames is 'many'; expected a number of at least 0, or null"]),
+        (["num_frames=many"], ["num_frames is 'many'; expected a whole number of at least 1, or null"]),
+        (["num_frames=0"], ["num_frames is 0; expected a whole number of at least 1, or null"]),
+        (["temporal_pooling=2.5"], ["temporal_pooling is 2.5; expected a whole number of at least 1, or null"]),
         (["answers=guess"], ["answers is 'guess'; expected one of generate, choose"]),
         (["+extra=1"], ["Nobody reads extra; expected only answers"]),
     ],
@@ -221,6 +223,7 @@ def test_an_evaluation_that_ends_early_keeps_its_answers(evaluate, evaluate_scri
         ({"pretraned": "x"}, ["--model_args pretraned=: nobody reads it; did you mean pretrained=?", "Expected pretr"]),
         ({"pretrained": "nowhere"}, ["There is no checkpoint folder nowhere", "bimba-tiny"]),
         ({"pretrained": "good", "short_videos": "skip"}, ["short_videos is 'skip'; expected one of error, repeat"]),
+        ({"pretrained": "good", "num_frames": 0}, ["num_frames is 0; expected a whole number of at least 1"]),
         ({"pretrained": "good", "device": "gpu"}, ["The device 'gpu' cannot be used here", "expected auto, cpu"]),
     ],
 )

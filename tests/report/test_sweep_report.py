@@ -14,6 +14,7 @@ from test_page import Page
 
 from bimba import cli
 from bimba.report.accuracy import wilson_interval
+from bimba.report.sweep.style import Picture, legend, looks, panels
 
 RIGHT = {"pool": [[1, 0, 0, 0], [0, 1, 0, 0]], "mamba": [[1, 1, 1, 0], [1, 1, 1, 1]]}
 PICTURES = {"accuracy", "frames", "compression", "needle_length", "frontier", "costs", "loss"}
@@ -68,6 +69,17 @@ def test_every_picture_is_drawn_in_both_kinds(out):
             assert picture.width > 800 and grey.getpixel((0, 0)) == 255
             assert grey.getextrema()[0] < 80  # there is ink
         ElementTree.parse(out / "plots" / f"{name}.svg")
+
+
+def test_a_long_legend_takes_no_room_from_the_panels():
+    names = [f"mamba query_position=appended bidirectional=true backward_init=forward seed={n}" for n in range(8)]
+    heights = []
+    for shown in (names[:1], names):
+        figure, (axes,) = panels(1, 4.2, 3.3)
+        legend(figure, looks(shown))
+        Picture("name", "title", "description", figure).drawn("png")
+        heights.append(axes.get_position().height * figure.get_figheight())
+    assert heights[1] > 0.9 * heights[0]
 
 
 def test_markdown_has_the_same_tables_and_pictures(out):

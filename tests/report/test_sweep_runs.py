@@ -12,6 +12,7 @@ from bimba.report.sweep.collect import find_runs
 from bimba.report.sweep.configs import changes_of, defaults_of, shared_changes
 from bimba.report.sweep.label import label_cells
 from bimba.report.sweep.notices import notices
+from bimba.report.sweep.plots import frames_plot
 from bimba.report.sweep.summary import summarise
 from bimba.types import BimbaError
 
@@ -55,15 +56,22 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
     write_run(tmp_path / "good", evaluations=QUIZ)
     write_run(tmp_path / "bad", status="failed", error="the loss is no number")
     write_run(tmp_path / "on", status="running")
+    write_run(tmp_path / "lost", status="running")
     write_run(tmp_path / "torn")
     (tmp_path / "torn" / "run.json").write_text('{"status": "fin')
     (tmp_path / "sweep.json").write_text(
-        json.dumps([{"cell": "never", "status": "failed", "error": "no such compressor"}])
+        json.dumps(
+            [
+                {"cell": "never", "status": "failed", "error": "no such compressor"},
+                {"cell": "lost", "status": "failed", "error": "killed by SIGKILL"},
+            ]
+        )
     )
     found = {cell.name: cell for cell in summarise(cells_of(tmp_path)).others}
     assert (found["bad"].status, found["bad"].reason) == (FAILED, "the loss is no number")
     assert (found["never"].status, found["never"].reason) == (FAILED, "no such compressor")
     assert found["on"].status == UNFINISHED and "running, or interrupted" in found["on"].reason
+    assert found["on"].reason.endswith("has begun") and found["lost"].reason.endswith("how: killed by SIGKILL")
     assert found["torn"].status == FAILED and "run.json cannot be read" in found["torn"].reason
 
 
@@ -190,6 +198,13 @@ def test_the_baseline_is_met_with_the_same_seeds_and_questions_alone(tmp_path):
         "conv, test, quiz: no seed in common with pool",
         "mamba, test, other: not the same questions as pool",
     ]
+
+
+def test_two_evaluations_of_as_many_frames_are_no_two_points_against_frames(tmp_path):
+    evaluations = {"test": {"quiz": [1, 1]}, "hard": {"quiz": [0, 0]}, "frames_16": {"quiz": [1, 0]}}
+    write_run(tmp_path / "a", "pool", 1, evaluations)
+    picture = frames_plot(summarise(cells_of(tmp_path)))
+    assert picture is not None and "quiz, pool: 50 % at 16, 100 % at 32." in picture.description
 
 
 def test_an_evaluation_that_no_cell_has_is_refused(tmp_path):

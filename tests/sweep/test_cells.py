@@ -135,6 +135,33 @@ def test_what_is_the_sweeps_does_not_go_to_its_cells(tmp_path):
     assert cell.more == ("--config-name", "train", "--config-dir", "mine", "+hydra.verbose=true")
 
 
+def test_an_error_of_the_sweep_itself_leaves_no_cell_behind(make):
+    waits, other = make("waits"), make("ends")
+
+    def listen(cell, outcome):
+        if cell is other:  # by then the first one runs
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_cells([waits, other], 2, listen)
+    deadline = time.monotonic() + 30
+    while (left := _processes_with(str(waits.folder))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def _processes_with(argument):
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                words = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+            found += [folder.name] if argument in words else []
+    return found
+
+
 def test_a_signal_ends_all_cells(make, tmp_path):
     """In a process of its own, as a user's Ctrl-C finds it."""
     cell = make("waits")

@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
+
+from hydra_plugins.bimba_launcher.launcher import threads_of_environment
 
 APP = """
 import os, pathlib, time
@@ -151,3 +154,17 @@ def test_no_jobs_are_refused(key, app):
     done = app("x=1", f"hydra.launcher.{key}=0")
     assert done.returncode != 0
     assert f"hydra.launcher.{key} is 0; expected 1 or more, or null." in done.stderr
+
+
+@pytest.mark.parametrize(("said", "threads"), [(None, 1), ("", 1), ("3", 3), ("4,2", 4)])
+def test_threads_are_those_of_the_environment(said, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert threads_of_environment() == threads
+
+
+def test_threads_that_are_no_number_are_refused(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    with pytest.raises(CompactHydraException, match="OMP_NUM_THREADS is 'many'; expected a number"):
+        threads_of_environment()

@@ -29,6 +29,15 @@ def test_bad_videos_are_counted_listed_and_shown(tmp_path):
     assert read_metrics(tmp_path)["data/bad_videos"] == [1, 2, 2, 2]
 
 
+def test_a_sanity_check_lists_nothing_and_validation_meets_its_samples_again(tmp_path):
+    guard, module = BadVideoGuard(tmp_path, max_bad_share=0.5), tiny_module()
+    trainer = tiny_trainer(tmp_path, 4, [guard])
+    trainer.num_sanity_val_steps = 2
+    trainer.fit(module, FakeData(module.processor, val_bad=[1]))
+    assert (guard.seen, guard.bad) == (16, 1)
+    assert len((tmp_path / "bad_videos.jsonl").read_text().splitlines()) == 1
+
+
 def test_one_bad_video_among_the_first_few_is_put_up_with(tmp_path):
     fit(tmp_path, [BadVideoGuard(tmp_path)], bad=[0])
 

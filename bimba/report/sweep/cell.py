@@ -13,7 +13,7 @@ import yaml
 
 from bimba.report.facts import flat
 from bimba.report.sweep.answers import Evaluated, read_evaluation
-from bimba.report.sweep.collect import CONFIG, RUN, Found
+from bimba.report.sweep.collect import CONFIG, RUN, SWEEP, Found
 from bimba.types import BimbaError
 
 FINISHED, UNFINISHED, FAILED = "finished", "unfinished", "failed"
@@ -105,7 +105,8 @@ def _status(folder: Path, record: Mapping[str, Any], planned: Mapping[str, Any])
     if said is None and (folder / "checkpoint" / "config.json").is_file():  # train.py alone, before there was run.json
         return FINISHED, ""
     if said == "running":
-        return UNFINISHED, f"running, or interrupted: {RUN} says that it has begun"
+        ended = f"; {SWEEP} says how: {planned['error']}" if planned.get("error") else ""
+        return UNFINISHED, f"running, or interrupted: {RUN} says that it has begun{ended}"
     return UNFINISHED, str(said or "no checkpoint yet")
 
 

@@ -61,12 +61,12 @@ def frontier_plot(sweep: Sweep, found: Sequence[Frontier]) -> Picture | None:
             else:
                 axes.set_xlim(0, 1.08 * max(prices))
             unit = f" ({one.cost.unit})" if one.cost.unit else ""
-            axes.set(title=task_name(one.task), xlabel=f"{one.cost.title.lower()}{unit}", ylim=LIMITS)
+            axes.set(title=task_name(one.task), xlabel=f"{_within(one.cost.title)}{unit}", ylim=LIMITS)
             axes.set_ylabel("questions answered rightly (%)")
         frontier = Line2D([], [], color=FAINT, linewidth=1.4, label="frontier")
         legend(figure, own, [frontier, guessing_entry()], lines=False)
     told = "; ".join(
-        f"{task_name(one.task)} against {one.cost.title.lower()}: {', '.join(label.name for label in one.best)}"
+        f"{task_name(one.task)} against {_within(one.cost.title)}: {', '.join(label.name for label in one.best)}"
         for one in found
     )
     title = f"Cost against accuracy (evaluation {sweep.primary})"
@@ -165,6 +165,11 @@ def _log_losses(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _within(title: str) -> str:
+    """A title within a sentence; "Peak GPU memory" keeps its capitals."""
+    return title[0].lower() + title[1:]
 
 
 def _unit(unit: str) -> str:

@@ -117,7 +117,7 @@ def rows(number: int, width: float, names: Sequence[str], most: int = 3) -> tupl
 
 
 def legend(figure: Figure, entries: Mapping[str, Look], more: Sequence[Artist] = (), lines: bool = True) -> None:
-    """Above all panels."""
+    """Above all panels, in room of its own: the figure grows by what lines of the legend the panels would lose."""
     from matplotlib.lines import Line2D
 
     handles: list[Any] = [
@@ -125,7 +125,10 @@ def legend(figure: Figure, entries: Mapping[str, Look], more: Sequence[Artist] =
         for name, o in entries.items()
     ]
     handles += more
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.085 * _longest(handles) + 0.7))))
+    column = 0.085 * _longest(handles) + 0.7  # inches
+    figure.set_figwidth(max(figure.get_figwidth(), column))
+    columns = min(len(handles), int(figure.get_figwidth() / column))
+    figure.set_figheight(figure.get_figheight() + 0.21 * (-(-len(handles) // columns) - 1))
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
