@@ -9,6 +9,8 @@ from pathlib import Path
 
 from bimba.cli.common import Commands, add_command
 
+BASELINE = "pool"
+
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
     report = add_command(
@@ -21,7 +23,7 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
     )
     report.add_argument("runs", metavar="RUNS", nargs="+", help="run folders, sweep folders, or patterns of them")
     report.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
-    report.add_argument("--baseline", default="pool", metavar="NAME", help="compared with (default: %(default)s)")
+    report.add_argument("--baseline", default=BASELINE, metavar="NAME", help="compared with (default: %(default)s)")
     report.add_argument("--evaluation", metavar="NAME", help="shown where one is (default: test, or the commonest)")
     report.add_argument("--wandb", metavar="PROJECT", help="to Weights & Biases too, offline unless WANDB_MODE=online")
     report.set_defaults(run=run)
@@ -32,8 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     from bimba.report.sweep.files import report
 
     out = Path(arguments.out)
-    command = shlex.join(["bimba", "report", *arguments.runs, "--out", arguments.out])
-    sweep, page = report(arguments.runs, out, arguments.baseline, arguments.evaluation, command)
+    words = ["bimba", "report", *arguments.runs, "--out", arguments.out]
+    words += [] if arguments.baseline == BASELINE else ["--baseline", arguments.baseline]
+    words += [] if arguments.evaluation is None else ["--evaluation", arguments.evaluation]
+    sweep, page = report(arguments.runs, out, arguments.baseline, arguments.evaluation, shlex.join(words))
     if arguments.wandb:
         from bimba.report.sweep.tracking import log_to_wandb
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REQUIRED = ("torch", "transformers", "lightning", "peft", "hydra-core", "lmms-eval", "filelock", "decord", "av")
 OPTIONAL = {  # package -> what it is for, and how it comes
     "triton": "fused scan on NVIDIA GPUs; comes with torch on Linux",
-    "mamba-ssm": "CUDA scan kernels; see 'Install' in the README",
+    "mamba-ssm": "CUDA scan kernels; see 'Install' in docs/quickstart.md",
     "causal-conv1d": "the original's CUDA convolution, for benchmarks/compressor.py --gpu",
     "torchcodec": "reads videos that decord would get wrong, as PyAV does; pip install 'bimba[torchcodec]'",
     "wandb": "experiment tracking; pip install -e . brings it",

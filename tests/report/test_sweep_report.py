@@ -148,6 +148,22 @@ def test_cells_are_rows_for_other_programs(out):
     assert rows[-1]["cell"] == "worse" and rows[-1]["status"] == "failed"
 
 
+def test_the_page_ends_with_the_command_that_makes_it_again(tmp_path):
+    write_run(tmp_path / "a", "mamba", 1, {"hard": {"quiz": [1, 0, 1, 1]}})
+    command = [
+        "report",
+        str(tmp_path / "a"),
+        "--out",
+        str(tmp_path / "out"),
+        "--baseline",
+        "mamba",
+        "--evaluation",
+        "hard",
+    ]
+    assert cli.main(command) == 0
+    assert " ".join(["bimba", *command]) in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_a_sweep_without_evaluations_still_has_its_costs_and_losses(tmp_path, capsys):
     write_run(tmp_path / "a")
     assert cli.main(["report", str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 0
