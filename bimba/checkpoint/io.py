@@ -48,9 +48,9 @@ def load_pretrained(
         base: where the base of an adapter lies; None: where its ``adapter_config.json`` says.
         merge: fold an adapter into the weights; False keeps it as live peft layers.
         compressor: the compressor to build instead of the checkpoint's; one of the same name and options (but for
-            ``reduction``, ``scan_backend`` and ``chunk_tokens``) keeps its weights, any other starts fresh (``mamba``:
-            as the identity on the queries). The original's checkpoints without one (LLaVA-Video) get a fresh ``mamba``
-            unless told otherwise; None: none.
+            ``reduction``, ``scan_backend``, ``chunk_tokens`` and ``backward_init``) keeps its weights, any other starts
+            fresh (``mamba``: as the identity on the queries). The original's checkpoints without one (LLaVA-Video) get
+            a fresh ``mamba`` unless told otherwise; None: none.
         temporal_pooling: overrides the checkpoint's; an error if the compressor has another ``reduction``.
         dtype: of the weights; None: as stored.
         device: where to put the model; None: the CPU; "auto": spread over what there is, by accelerate.

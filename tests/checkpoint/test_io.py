@@ -93,6 +93,14 @@ def test_where_the_scan_runs_does_not_change_the_weights(saved, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(kept.compressor.parameters(), model.compressor.parameters()))
 
 
+def test_how_a_compressor_began_does_not_change_its_weights(saved, tmp_path):
+    model, processor = load_pretrained(saved, compressor={**MAMBA, "backward_init": "forward"})
+    torch.nn.init.normal_(model.compressor.layers[0].mixer.out_proj.weight)
+    save_pretrained(model, processor, tmp_path / "trained")
+    kept, _ = load_pretrained(tmp_path / "trained", compressor=MAMBA)  # as train.py asks for it, with its default
+    assert all(torch.equal(a, b) for a, b in zip(kept.compressor.parameters(), model.compressor.parameters()))
+
+
 def test_live_adapters_are_merged_into_what_is_saved_and_only_there(saved, tmp_path):
     model, processor = load_pretrained(saved)
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "down_proj"]), model.language_model)
