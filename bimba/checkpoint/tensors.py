@@ -232,7 +232,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         needed = 8 + header + _data_bytes(path, header)
         if size < needed:
             return f"{path} is truncated: {size:,} bytes of at least {needed:,}. {FETCH_AGAIN}"
-    reason = str(error).strip().splitlines()[0].split(" (at ")[0]  # torch adds where in its C++ sources
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]  # torch's EOFError says nothing
+    reason = said.split(" (at ")[0]  # torch adds where in its C++ sources
     return f"{path} cannot be read ({size:,} bytes): {reason}. {FETCH_AGAIN}"
 
 
