@@ -146,7 +146,7 @@ def _build(
 def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | None:
     """Asks for another compressor. Returns the prefix of its weights if they start fresh, None if they are kept."""
     wanted = None if wanted is None else dict(wanted)
-    build = wanted is not None and build_compressor(wanted, hidden_size=8)  # says early what is wrong with it
+    tried = build_compressor(wanted, hidden_size=8)  # says early what is wrong with it
     keep = what_it_computes(wanted) == what_it_computes(source.config.compressor)
     source.config.compressor = wanted
     source.processor.reduction = reduction_of(wanted)
@@ -154,7 +154,7 @@ def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | N
     if keep:
         return None
     source.tensors = {name: t for name, t in source.tensors.items() if not name.startswith(_COMPRESSOR)}
-    if build and any(True for _ in build.parameters()):
+    if tried is not None and any(True for _ in tried.parameters()):
         log.info("The compressor starts fresh, as the identity on the pooled queries where it can.")
     return _COMPRESSOR
 
