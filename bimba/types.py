@@ -32,6 +32,11 @@ def user_error(error: BaseException) -> BimbaError | None:
     return cause
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; of one that says nothing, its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def memory_error(error: BaseException, remedy: str) -> BimbaError | None:
     """What to say where memory has run out, on a GPU or on the machine; None for any other error.
 
@@ -40,7 +45,7 @@ def memory_error(error: BaseException, remedy: str) -> BimbaError | None:
     """
     cause: BaseException | None = error
     while cause is not None:
-        said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        said = first_line(cause)
         # By name, as nothing here imports torch, whose allocator on the CPU raises no error of a type of its own.
         if type(cause).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator: " in said:
             return BimbaError(f"Memory ran out ({said.rstrip('.'):.200}). {remedy}")

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -22,7 +22,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
             raise NotImplementedError("it has shapes and no numbers")
         return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
-        why = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # what follows is for those who build torch
+        why = first_line(error).partition(". ")[0].rstrip(".")  # what follows is for those who build torch
         raise BimbaError(
             f"The device {str(device)!r} cannot be used here ({why}); expected auto, cpu, or one that `bimba doctor` "
             "lists, such as cuda:0."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 
 
 def from_hub(name: str) -> Path:
@@ -27,12 +27,12 @@ def from_hub(name: str) -> Path:
         why = "there is none of this name, or it is private. Check the name, or log in: `hf auth login`"
         cause = error
     except (HfHubHTTPError, HFValidationError) as error:
-        why, cause = f"{str(error).strip().splitlines()[0].rstrip('.')}. Try again later, or give a local folder", error
+        why, cause = f"{first_line(error).rstrip('.')}. Try again later, or give a local folder", error
     except OSError as error:  # no network, or none allowed; a full disk
         if constants.HF_HUB_OFFLINE:
             why = "HF_HUB_OFFLINE is set, and it was not downloaded before. Unset that, or give a local folder"
         else:
-            reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+            reason = first_line(error.__cause__ or error).rstrip(".")
             why = f"the hub cannot be reached ({reason:.150}). Go on where there is a network, or give a local folder"
         cause = error
     raise BimbaError(

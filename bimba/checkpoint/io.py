@@ -48,9 +48,9 @@ def load_pretrained(
         base: where the base of an adapter lies; None: where its ``adapter_config.json`` says.
         merge: fold an adapter into the weights; False keeps it as live peft layers.
         compressor: the compressor to build instead of the checkpoint's; one of the same name and options (but for
-            ``reduction``, ``scan_backend`` and ``chunk_tokens``) keeps its weights, any other starts fresh (``mamba``:
-            as the identity on the queries). The original's checkpoints without one (LLaVA-Video) get a fresh ``mamba``
-            unless told otherwise; None: none.
+            ``reduction``, ``scan_backend``, ``chunk_tokens`` and ``backward_init``) keeps its weights, any other starts
+            fresh (``mamba``: as the identity on the queries). The original's checkpoints without one (LLaVA-Video) get
+            a fresh ``mamba`` unless told otherwise; None: none.
         temporal_pooling: overrides the checkpoint's; an error if the compressor has another ``reduction``.
         dtype: of the weights; None: as stored.
         device: where to put the model; None: the CPU; "auto": spread over what there is, by accelerate.
@@ -146,7 +146,7 @@ def _build(
 def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | None:
     """Asks for another compressor. Returns the prefix of its weights if they start fresh, None if they are kept."""
     wanted = None if wanted is None else dict(wanted)
-    build = wanted is not None and build_compressor(wanted, hidden_size=8)  # says early what is wrong with it
+    tried = build_compressor(wanted, hidden_size=8)  # says early what is wrong with it
     keep = what_it_computes(wanted) == what_it_computes(source.config.compressor)
     source.config.compressor = wanted
     source.processor.reduction = reduction_of(wanted)
@@ -154,7 +154,7 @@ def _set_compressor(source: Source, wanted: Mapping[str, Any] | None) -> str | N
     if keep:
         return None
     source.tensors = {name: t for name, t in source.tensors.items() if not name.startswith(_COMPRESSOR)}
-    if build and any(True for _ in build.parameters()):
+    if tried is not None and any(True for _ in tried.parameters()):
         log.info("The compressor starts fresh, as the identity on the pooled queries where it can.")
     return _COMPRESSOR
 

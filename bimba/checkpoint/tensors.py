@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bimba.checkpoint.errors import FETCH_AGAIN
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS = b"version https://git-lfs"
@@ -232,7 +232,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         needed = 8 + header + _data_bytes(path, header)
         if size < needed:
             return f"{path} is truncated: {size:,} bytes of at least {needed:,}. {FETCH_AGAIN}"
-    reason = str(error).strip().splitlines()[0].split(" (at ")[0]  # torch adds where in its C++ sources
+    reason = first_line(error).split(" (at ")[0]  # torch adds where in its C++ sources
     return f"{path} cannot be read ({size:,} bytes): {reason}. {FETCH_AGAIN}"
 
 

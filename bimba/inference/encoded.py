@@ -95,6 +95,8 @@ class EncodedVideo(Answering):
     ) -> list[Generation]:
         """As :meth:`generate_batch`, each prompt about a video of its own; all have equally many tokens."""
         check_batchable(settings)
+        if not prompts:
+            return []
         first = videos[0]
         prompt_ids = first._tokenize(prompts, max_new_tokens)
         length, start = max(map(len, prompt_ids)), len(first.prefix_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,11 @@ class BimbaConfig(PreTrainedConfig):
         # Not above: bimba.registration may import this module when half of transformers is there.
         from transformers import Qwen2Config, SiglipVisionConfig
 
-        if not isinstance(self.vision_config, SiglipVisionConfig):
-            sizes = {**(self.vision_config or _SO400M), "vision_use_head": False}
-            self.vision_config = SiglipVisionConfig(**sizes)
+        if isinstance(self.vision_config, SiglipVisionConfig):
+            self.vision_config = deepcopy(self.vision_config)  # the caller's keeps its head
+        else:
+            self.vision_config = SiglipVisionConfig(**(self.vision_config or _SO400M))
+        self.vision_config.vision_use_head = False  # nobody reads what it pools
         if not isinstance(self.text_config, Qwen2Config):
             self.text_config = Qwen2Config(**(self.text_config or _QWEN2_7B))
         self.tie_word_embeddings = self.text_config.tie_word_embeddings

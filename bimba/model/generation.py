@@ -26,22 +26,20 @@ class BimbaGenerationMixin(MediaEncoder, GenerationMixin):
         Called once, before the first step.
         """
         media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
+        if expand_size > 1 and media:
+            media = self._repeated(media, kwargs["input_ids"], expand_size)
         input_ids, expanded = super()._expand_inputs_for_generation(expand_size, **kwargs)  # type: ignore[misc]
-        num_prompts = len(input_ids) // expand_size
-        for name, items in media.items():
-            if len(items) % num_prompts:
-                raise BimbaError(
-                    f"Got {name} of {len(items)} for {num_prompts} prompts; generating several sequences per prompt "
-                    "takes the same number of videos, and of images, in each. Generate for one prompt at a time."
-                )
-            per_prompt = len(items) // num_prompts
-            expanded[name] = [
-                items[prompt * per_prompt + i]
-                for prompt in range(num_prompts)
-                for _ in range(expand_size)
-                for i in range(per_prompt)
-            ]
-        return input_ids, {**expanded, _PROMPT_LENGTH: input_ids.shape[1]}
+        return input_ids, {**expanded, **media, _PROMPT_LENGTH: input_ids.shape[1]}
+
+    def _repeated(self, media: dict[str, Any], input_ids: Tensor, times: int) -> dict[str, list[Any]]:
+        """Each prompt's own videos and images so many times. Prompts may have different numbers of them."""
+        videos, images, sizes = (media.get(name, []) for name in MEDIA)
+        video_tokens = [self.num_video_tokens(len(video)) for video in videos]
+        image_tokens = [self.num_image_tokens(*image) for image in zip(images, sizes)]
+        of_videos = _deal(video_tokens, (input_ids == self.config.video_token_id).sum(1).tolist(), "video")
+        of_images = _deal(image_tokens, (input_ids == self.config.image_token_id).sum(1).tolist(), "image")
+        places = dict(zip(MEDIA, (of_videos, of_images, of_images)))
+        return {name: [items[i] for own in places[name] for i in own * times] for name, items in media.items()}
 
     def prepare_inputs_for_generation(  # type: ignore[override, unused-ignore]  # videos and images are ours; as of 5.24 it may
         self,
@@ -89,3 +87,27 @@ class BimbaGenerationMixin(MediaEncoder, GenerationMixin):
             if isinstance(processor, RepetitionPenaltyLogitsProcessor):
                 processor.prompt_ignore_length = input_ids_seq_length
         return processors
+
+
+def _deal(num_tokens: list[int], num_placeholders: list[int], medium: str) -> list[list[int]]:
+    """Which of the media stand in each prompt: in order, as many as fill its placeholders.
+
+    Raises:
+        BimbaError: they do not fill them.
+    """
+    dealt: list[list[int]] = []
+    taken = 0
+    for wanted in num_placeholders:
+        first, filled = taken, 0
+        while filled < wanted and taken < len(num_tokens):
+            filled += num_tokens[taken]
+            taken += 1
+        if filled != wanted:
+            break
+        dealt.append(list(range(first, taken)))
+    if len(dealt) < len(num_placeholders) or taken < len(num_tokens):
+        raise BimbaError(
+            f"The prompts have {num_placeholders} {medium} placeholder tokens, but the {len(num_tokens)} {medium}(s) "
+            f"make {num_tokens} tokens. Build the prompts with BimbaProcessor from the media that the model is given."
+        )
+    return dealt

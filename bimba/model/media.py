@@ -64,6 +64,16 @@ class MediaEncoder:
         embeddings = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_video | is_image, 0))
         return splice(splice(embeddings, is_video, videos, "video"), is_image, images, "image")
 
+    def num_video_tokens(self, num_frames: int) -> int:
+        """How many tokens a video of so many frames becomes."""
+        groups, side = query_grid(num_frames, self.config.patch_grid, self.config.reduction)
+        return num_video_tokens(groups, side, side, self.config.newline_position)
+
+    def num_image_tokens(self, tiles: Tensor, image_size: ImageSize) -> int:
+        """How many tokens an image becomes; arguments as for :meth:`encode_image`."""
+        anyres = self.config.anyres
+        return anyres.num_tokens_whole if len(tiles) == 1 else anyres.num_tokens([int(side) for side in image_size])
+
     @property
     def question_conditioned(self) -> bool:
         """Whether a video is compressed anew for each question."""
@@ -82,10 +92,9 @@ class MediaEncoder:
         if not self.question_conditioned:
             return None
         config = self.config
-        grids = [query_grid(number, config.patch_grid, config.reduction) for number in num_frames]
         return question_ids(
             input_ids,
-            [num_video_tokens(groups, side, side, config.newline_position) for groups, side in grids],
+            [self.num_video_tokens(number) for number in num_frames],
             (config.video_token_id, config.image_token_id),
             (config.turn_start_token_id, config.turn_end_token_id),
         )

@@ -30,7 +30,10 @@ VIDEO_TAG = "<video>"
 IMAGE_TAG = "<image>"
 # Pillow's pixels are the original's to the bit; torchvision's come two to three times faster and now and then one of
 # 256 levels off.
-_BACKENDS = {"pil": SiglipImageProcessorPil, "torchvision": SiglipImageProcessor}
+_BACKENDS: dict[str, type[SiglipImageProcessor] | type[SiglipImageProcessorPil]] = {
+    "pil": SiglipImageProcessorPil,
+    "torchvision": SiglipImageProcessor,
+}
 
 
 class BimbaProcessor(ProcessorMixin):
@@ -82,20 +85,23 @@ class BimbaProcessor(ProcessorMixin):
         self.image_max_tiles = image_max_tiles
         self.reduction = reduction
         self.image_backend = image_backend or image_processor.backend
-        if self.image_backend not in _BACKENDS:
-            raise BimbaError(f"image_backend is {self.image_backend!r}; expected one of {', '.join(_BACKENDS)}.")
+        resizes = _of_backend(self.image_backend)
         if self.image_backend != image_processor.backend:
-            image_processor = _BACKENDS[self.image_backend].from_dict(image_processor.to_dict())
+            image_processor = resizes.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
     def of(
         cls, config: BimbaConfig, tokenizer: PreTrainedTokenizerBase, image_backend: str = "torchvision"
     ) -> BimbaProcessor:
-        """The processor that belongs to a model of this configuration; ``tokenizer`` has the placeholders already."""
+        """The processor that belongs to a model of this configuration; ``tokenizer`` has the placeholders already.
+
+        Raises:
+            BimbaError: an unknown ``image_backend``.
+        """
         side = config.vision_config.image_size
         return cls(
-            _BACKENDS[image_backend](size={"height": side, "width": side}),
+            _of_backend(image_backend)(size={"height": side, "width": side}),
             tokenizer,
             patch_grid=config.patch_grid,
             temporal_pooling=config.temporal_pooling,
@@ -210,6 +216,12 @@ class BimbaProcessor(ProcessorMixin):
             inputs["pixel_values_images"] = [self.image_tiles(picture) for picture in pictures]
             inputs["image_sizes"] = [picture.size for picture in pictures]
         return BatchFeature(inputs)
+
+
+def _of_backend(name: str) -> type[SiglipImageProcessor] | type[SiglipImageProcessorPil]:
+    if name not in _BACKENDS:
+        raise BimbaError(f"image_backend is {name!r}; expected one of {', '.join(_BACKENDS)}.")
+    return _BACKENDS[name]
 
 
 def _expand(texts: list[str], tag: str, token: str, counts: list[int]) -> list[str]:

@@ -223,7 +223,8 @@ def spread_queries(num_queries: int, at_most: int) -> Tensor:
     if at_most >= num_queries:
         return torch.arange(num_queries)
     draws = torch.rand(at_most, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return ((torch.arange(at_most) + draws) * (num_queries / at_most)).long()
+    bounds = torch.arange(at_most + 1) * num_queries // at_most  # whole numbers: no query lies in two stretches
+    return bounds[:-1] + (draws * bounds.diff()).long()
 
 
 def _scans(compressor: nn.Module | None) -> list[MambaBlock]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,9 @@ def build(name: str, sources: Sequence[Path], headers: Sequence[Path] = ()) -> c
         file = Path(f"{name}_{key_of(compiler, sources, headers)}.so")
         return _load(_cache_folder() / file) or _build(name, compiler, sources, file)
     except (OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BimbaError(f"{compiler} could not compile {name} ({reason}); BIMBA works without, slower") from error
+        raise BimbaError(
+            f"{compiler} could not compile {name} ({first_line(error)}); BIMBA works without, slower"
+        ) from error
 
 
 def _load(library: Path) -> ctypes.CDLL | None:

@@ -6,6 +6,8 @@ import functools
 import importlib
 import os
 
+from bimba.types import first_line
+
 
 def interpreted() -> bool:
     """Whether Triton runs its kernels in its interpreter; Triton reads the variable when kernels are first imported."""
@@ -20,9 +22,8 @@ def import_error() -> str | None:
     except ModuleNotFoundError as error:
         return f"Triton or a part of it is not installed ({error}); pip install triton (PyTorch for CUDA brings it)"
     except Exception as error:  # noqa: BLE001  # built for another system or Python: whatever it raises, we go on without
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return (
-            f"Triton cannot be imported ({reason}); install it anew together with the PyTorch that it belongs to: "
-            "pip install --force-reinstall torch triton"
+            f"Triton cannot be imported ({first_line(error)}); install it anew together with the PyTorch that it "
+            "belongs to: pip install --force-reinstall torch triton"
         )
     return None

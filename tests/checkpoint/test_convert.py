@@ -90,6 +90,15 @@ def test_the_originals_layout_knows_one_compressor(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
 
 
+def test_the_originals_layout_holds_a_compressor_that_began_in_another_way(tmp_path):
+    convert(FULL, tmp_path / "ours")
+    config = json.loads((tmp_path / "ours/config.json").read_text())
+    config["compressor"] = {"name": "mamba", "backward_init": "forward"}
+    (tmp_path / "ours/config.json").write_text(json.dumps(config))
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    assert json.loads((tmp_path / "back/config.json").read_text())["compressor_type"] == "bimba"
+
+
 def test_a_missing_shard_is_seen_before_anything_is_written(tmp_path):
     source = copy_of(FULL, tmp_path / "source")
     shard(source)[2].unlink()

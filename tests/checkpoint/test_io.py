@@ -9,10 +9,12 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import IMAGE_SIZE, tiny_model
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, SiglipVisionConfig
 
 from bimba.checkpoint import load_pretrained, save_pretrained
 from bimba.checkpoint.source import SHIPPED, checkpoint_folder
+from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
 
@@ -39,6 +41,17 @@ def test_round_trip_is_bit_identical(saved):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values()))
     assert isinstance(processor, BimbaProcessor)
     assert not model.training
+
+
+def test_a_model_of_transformers_own_vision_configuration_comes_back(tmp_path):
+    """Which has SigLIP's pooling head by default, that no checkpoint of ours holds."""
+    base, processor = tiny_model()
+    vision = SiglipVisionConfig(**{**base.config.vision_config.to_dict(), "vision_use_head": True})
+    model = BimbaForConditionalGeneration(BimbaConfig(vision_config=vision, text_config=base.config.text_config))
+    assert vision.vision_use_head
+    save_pretrained(model, processor, tmp_path / "checkpoint")
+    expected, (again, _) = model.state_dict(), load_pretrained(tmp_path / "checkpoint")
+    assert all(torch.equal(expected[name], tensor) for name, tensor in again.state_dict().items())
 
 
 def test_the_auto_classes_know_it(saved):
@@ -90,6 +103,16 @@ def test_where_the_scan_runs_does_not_change_the_weights(saved, tmp_path):
     torch.nn.init.normal_(model.compressor.layers[0].mixer.out_proj.weight)
     save_pretrained(model, processor, tmp_path / "trained")
     kept, _ = load_pretrained(tmp_path / "trained", compressor={**MAMBA, "d_conv": 4, "scan_backend": "reference"})
+    assert all(torch.equal(a, b) for a, b in zip(kept.compressor.parameters(), model.compressor.parameters()))
+
+
+def test_how_a_compressor_began_does_not_change_its_weights(saved, tmp_path):
+    model, processor = load_pretrained(saved, compressor={**MAMBA, "backward_init": "forward"})
+    mixer = model.compressor.layers[0].mixer
+    assert torch.equal(mixer.A_b_log, mixer.A_log)  # transformers lets it begin as it is asked to
+    torch.nn.init.normal_(model.compressor.layers[0].mixer.out_proj.weight)
+    save_pretrained(model, processor, tmp_path / "trained")
+    kept, _ = load_pretrained(tmp_path / "trained", compressor=MAMBA)  # as train.py asks for it, with its default
     assert all(torch.equal(a, b) for a, b in zip(kept.compressor.parameters(), model.compressor.parameters()))
 
 

@@ -268,6 +268,14 @@ def test_an_index_that_lies(full):
         load_pretrained(full)
 
 
+@pytest.mark.parametrize("name", ["adapter_model.bin", "non_lora_trainables.bin"])
+def test_an_empty_bin_is_named(tmp_path, name):
+    adapter = copy_of(ADAPTER, tmp_path)
+    (adapter / name).write_bytes(b"")
+    with pytest.raises(BimbaError, match=rf"{name} cannot be read \(0 bytes\)"):
+        load_pretrained(adapter, base=BASE)
+
+
 def test_an_lfs_pointer_for_a_bin(tmp_path):
     adapter = copy_of(ADAPTER, tmp_path)
     (adapter / "non_lora_trainables.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from bimba import cli
-from bimba.types import BimbaError, memory_error
+from bimba.types import BimbaError, first_line, memory_error
 from tests.errors.case import Case, check_said
 from tests.errors.workshop import ROOT
 
@@ -193,6 +193,13 @@ def test_memory_that_runs_out(refused, monkeypatch):
 
 def test_what_is_no_shortage_of_memory():
     assert memory_error(RuntimeError("CUDA error: an illegal memory access was encountered"), "") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(EOFError(), "EOFError"), (OSError(" \n"), "OSError"), (ValueError("\nno\nway"), "no")]
+)
+def test_an_error_that_says_nothing_is_called_by_its_type(error, line):
+    assert first_line(error) == line
 
 
 def test_ctrl_c(monkeypatch, capsys):

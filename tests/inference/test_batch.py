@@ -41,6 +41,10 @@ def test_prompts_of_different_lengths(video):
     assert [video.generate(prompt, 24) for prompt in PROMPTS] == alone  # the prefix is as it was
 
 
+def test_no_prompts_have_no_answers(video):
+    assert video.generate_batch([]) == []
+
+
 @pytest.mark.parametrize("penalty", [None, 3.0])
 def test_answers_that_stop_early(video, penalty):
     settings = {} if penalty is None else {"repetition_penalty": penalty}

@@ -79,7 +79,7 @@ def test_the_first_answer_is_that_of_ask_and_asking_in_between_changes_nothing(v
     assert "".join(disturbed.say("When?", 6)) == second
 
 
-def test_after_a_reset_nothing_is_known_but_the_video(video, monkeypatch):
+def test_after_a_reset_nothing_is_known_but_the_video(video):
     chat = video.chat()
     first = "".join(chat.say("Who?", 6))
     "".join(chat.say("When?", 6))
@@ -129,8 +129,7 @@ def test_a_full_context_is_an_error_that_says_what_to_do_and_loses_nothing(video
     assert chat.turns == before
     "".join(chat.say("When?", 4))
     room = MAX_LENGTH - chat.num_tokens
-    answer = "".join(chat.say("y" * (room - 60)))  # an answer stops where the model's limit is
-    assert answer is not None
+    "".join(chat.say("y" * (room - 60)))  # an answer stops where the model's limit is
     assert chat.num_tokens <= MAX_LENGTH
     assert len(chat.turns) == 3
 

@@ -102,7 +102,7 @@ def test_beam_search_equals_scratch_and_leaves_the_prefix_alone(engine, video_fi
     beams = video.generate("Who scored?", 6, num_beams=3).text
 
     inputs = prompt_inputs(engine, video_file, "Who scored?")
-    with torch.inference_mode():  # by embeddings: the whole model's generate takes no beams beside pixels
+    with torch.inference_mode():
         embeddings = engine.model.get_input_embeddings()(inputs["input_ids"])
         placeholders = inputs["input_ids"] == engine.processor.video_token_id
         embeddings = splice(embeddings, placeholders, engine.model.encode_videos(inputs["pixel_values_videos"]))

@@ -185,6 +185,37 @@ def test_beams_see_their_own_videos(parts):
     assert not torch.equal(alone[0], alone[1])
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_prompts_of_a_batch_may_have_different_numbers_of_videos(parts, num_beams):
+    """3 and 1, too: an even share of two each would be somebody else's video."""
+    model, processor = parts
+    options = {"max_new_tokens": 4, "num_beams": num_beams, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options["suppress_tokens"] = [processor.video_token_id]
+    one = processor.video_token * processor.num_video_tokens(NUM_FRAMES)
+    for counts in ((2, 1), (3, 1)):
+        videos = [video(seed=seed) for seed in range(sum(counts))]
+        texts = [f"<|im_start|>{one * count}{'What?' + 'x' * ((4 - count) * len('What?'))}" for count in counts]
+        ids = [processor.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+        alone = [
+            model.generate(input_ids=own, pixel_values_videos=of_it, **options)[0, own.shape[1] :]
+            for own, of_it in zip(ids, (videos[: counts[0]], videos[counts[0] :]))
+        ]
+        width = max(own.shape[1] for own in ids)
+        pads = [width - own.shape[1] for own in ids]
+        padded = torch.cat([torch.nn.functional.pad(own, (pad, 0)) for own, pad in zip(ids, pads)])
+        mask = torch.stack([torch.arange(width) >= pad for pad in pads]).long()
+        together = model.generate(input_ids=padded, attention_mask=mask, pixel_values_videos=videos, **options)
+        assert torch.equal(together[:, width:], torch.stack(alone)), counts
+
+
+def test_beams_of_videos_that_do_not_fill_the_placeholders(parts):
+    ids = prompt(parts[1]).repeat(2, 1)
+    with pytest.raises(
+        BimbaError, match=r"\[24, 24\] video placeholder tokens, but the 3 video\(s\) make \[24, 24, 24\]"
+    ):
+        parts[0].generate(input_ids=ids, pixel_values_videos=[video()] * 3, num_beams=2, max_new_tokens=2)
+
+
 # -- images ------------------------------------------------------------------------------------------------------
 
 IMAGE_TOKEN = 2  # any id will do; these tests' tokenizer has none of its own

@@ -7,6 +7,8 @@ from PIL import Image
 from tiny_checkpoint import IMAGE_SIZE, ascii_tokenizer, tiny_model
 from transformers import SiglipImageProcessor, SiglipImageProcessorPil
 
+from bimba.model.bimba import BimbaForConditionalGeneration
+from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
 from bimba.types import BimbaError
 
@@ -164,3 +166,20 @@ def test_one_image_processor_for_another(seeing):
 def test_unknown_backend(seeing):
     with pytest.raises(BimbaError, match="image_backend is 'opencv'; expected one of pil, torchvision"):
         BimbaProcessor(image_processor(), seeing.tokenizer, image_backend="opencv")
+    with pytest.raises(BimbaError, match="image_backend is 'opencv'; expected one of pil, torchvision"):
+        BimbaProcessor.of(tiny_model()[0].config, seeing.tokenizer, image_backend="opencv")
+
+
+@pytest.mark.parametrize("compressor", [None, {"name": "mamba"}, {"name": "pool", "reduction": [2, 4]}])
+def test_the_processor_of_a_configuration_counts_as_its_model_does(seeing, compressor):
+    base, _ = tiny_model()
+    changes = {"newline_position": "frame", "num_frames": 6, "newline_after_medium": False, "image_max_tiles": 4}
+    config = BimbaConfig.from_dict(
+        {**base.config.to_dict(), **changes, "temporal_pooling": 2, "compressor": compressor}
+    )
+    made = BimbaProcessor.of(config, seeing.tokenizer)
+    assert {name: getattr(made, name) for name in changes} == changes
+    assert made.anyres == config.anyres
+    pixels = made.pixel_values(frames(6))
+    with torch.no_grad():
+        assert made.num_video_tokens(6) == len(BimbaForConditionalGeneration(config).encode_video(pixels))

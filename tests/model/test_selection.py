@@ -167,3 +167,10 @@ def test_queries_are_spread_over_all():
     some = spread_queries(1000, 10)
     assert (some // 100).tolist() == list(range(10))
     assert len(set((some % 100).tolist())) > 5  # not a column of the grid
+
+
+@pytest.mark.parametrize("num_queries", [129, 144, 200, 255])
+def test_no_query_is_drawn_twice(num_queries):
+    """Where a stretch is less than two queries long."""
+    drawn = spread_queries(num_queries, 128)
+    assert (drawn.diff() > 0).all() and drawn[-1] < num_queries

@@ -93,6 +93,13 @@ def test_pieces_carry_the_state_on() -> None:
     torch.testing.assert_close(state, last)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_no_positions_leave_the_state_as_it_was(reverse: bool) -> None:
+    inputs = make_inputs(0, 0)
+    assert_same(run(ssd, inputs, reverse=reverse), run(ssd_reference, inputs, reverse=reverse), 0)
+    assert torch.equal(ssd(**inputs)[1], inputs["initial_state"])
+
+
 class _Largest(TorchDispatchMode):
     """The largest tensor that is made, in elements."""
 
@@ -144,6 +151,8 @@ def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
         ({"query_index": torch.tensor([1, 1]), "C": torch.zeros(2, 2, 5)}, r"increasing positions in \[0, 8\]"),
         ({"query_index": torch.tensor([1, 9]), "C": torch.zeros(2, 2, 5)}, "2 values from 1 to 9"),
         ({"query_index": torch.tensor([1.0]), "C": torch.zeros(2, 1, 5)}, "int64 tensor on cpu, .* torch.float32"),
+        ({"query_index": torch.tensor([[1]]), "C": torch.zeros(2, 1, 5)}, r"received torch.int64 \(1, 1\) on cpu"),
+        ({"query_index": [1], "C": torch.zeros(2, 1, 5)}, "int64 tensor on cpu, received list"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, received 0"),
     ],
 )  # fmt: skip

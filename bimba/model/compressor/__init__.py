@@ -31,6 +31,7 @@ __all__ = [
 
 _QUESTION = "question_conditioned"
 HOW = ("scan_backend", "chunk_tokens")  # options that change how a result is computed, but not the result
+START = ("backward_init",)  # options of how fresh weights begin: what trained ones mean does not depend on it
 # Options of every compressor that are the model's to read: how many queries it pools. Weights fit any number of them.
 SHARED = ("reduction",)
 
@@ -92,8 +93,11 @@ def reduction_of(config: Mapping[str, Any] | None) -> tuple[int, int] | None:
 
 
 def what_it_computes(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options that give a compressor's weights their meaning: all but ``HOW`` and ``SHARED``; none for None."""
-    left_out = (*HOW, *SHARED)
+    """The options that give a compressor's weights their meaning: all but ``HOW``, ``START`` and ``SHARED``.
+
+    None for None.
+    """
+    left_out = (*HOW, *START, *SHARED)
     return {} if config is None else {key: value for key, value in complete(config).items() if key not in left_out}
 
 

@@ -52,12 +52,13 @@ class AttentionLayer(nn.Module):
         self.mixer.reset_parameters()
 
     def forward(self, asking: Tensor, asked: Tensor, where_asking: Tensor, where_asked: Tensor) -> Tensor:
-        """Args:
-            asking: (B, Q, C) asked: (B, L, C)
-            where_asking: (Q, C) where_asked: (n, C), positions of the first n of L; those behind have none.
+        """What is added to ``asking``, (B, Q, C).
 
-        Returns:
-            (B, Q, C).
+        Args:
+            asking: (B, Q, C).
+            asked: (B, L, C).
+            where_asking: (Q, C), positions.
+            where_asked: (n, C), positions of the first n of L; those behind have none.
         """
 
         def keys() -> Tensor:

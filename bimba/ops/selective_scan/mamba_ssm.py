@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bimba.ops.backend import Backend
 from bimba.ops.selective_scan.inputs import Scan
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 
 _MULTIPLE = 2048  # positions that the kernels take at a time
 _TOOLS = "pip install torch wheel ninja && pip install --no-build-isolation"
@@ -32,8 +32,7 @@ def _package() -> Any:
     except ModuleNotFoundError as error:
         return f"the package mamba-ssm or a part of it is not installed ({error}); {_INSTALL}"
     except Exception as error:  # noqa: BLE001  # built against another torch or CUDA: whatever it raises, we go on without
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"mamba-ssm cannot be loaded beside torch {torch.__version__} ({reason}); {_REBUILD}"
+        return f"mamba-ssm cannot be loaded beside torch {torch.__version__} ({first_line(error)}); {_REBUILD}"
     return SelectiveScanFn
 
 

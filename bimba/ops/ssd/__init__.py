@@ -66,6 +66,8 @@ def ssd(
         )
     if chunk_size < 1:
         raise BimbaError(f"ssd: chunk_size must be at least 1, received {chunk_size}.")
+    if query_index is not None:
+        _check_index(query_index, x.device)
     batch, length, heads, channels = x.shape
     states = B.shape[2]
     outputs = length if query_index is None else len(query_index)
@@ -87,12 +89,17 @@ def ssd(
                 f"received {tensor.dtype} {tuple(tensor.shape)} on {tensor.device} "
                 f"(x is {tuple(x.shape)}, B {tuple(B.shape)}, {outputs} positions asked for)."
             )
-    if query_index is not None and (query_index.dtype != torch.int64 or query_index.device != x.device):
-        raise BimbaError(
-            f"ssd: query_index must be a (Q,) int64 tensor on {x.device}, "
-            f"received {query_index.dtype} on {query_index.device}."
-        )
     tensors = (x, dt, A, B, C, D, initial_state)
     save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     y, last_state, _ = run(*tensors, query_index, reverse, chunk_size, save)
     return y, last_state
+
+
+def _check_index(query_index: Tensor, device: torch.device) -> None:
+    is_tensor = isinstance(query_index, Tensor)
+    if is_tensor and query_index.dim() == 1 and query_index.dtype == torch.int64 and query_index.device == device:
+        return
+    received = type(query_index).__name__
+    if is_tensor:
+        received = f"{query_index.dtype} {tuple(query_index.shape)} on {query_index.device}"
+    raise BimbaError(f"ssd: query_index must be a (Q,) int64 tensor on {device}, received {received}.")

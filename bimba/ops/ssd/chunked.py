@@ -77,7 +77,7 @@ def backward(
     dtype = saved.dtype
     dx, ddt, dB, dC = (torch.empty(given.shape, dtype=given.dtype, device=given.device) for given in (x, dt, B, C))
     dA, dD, D = torch.zeros_like(A, dtype=dtype), torch.zeros_like(D, dtype=dtype), D.to(dtype)
-    dstate = dlast.to(dtype)
+    dstate = dlast.to(dtype, copy=True)  # without a position it is what is returned, and an operator's own
     cuts = list(_cuts(x.shape[1], query_index, chunk_size, reverse, x.device))
     for number, cut in reversed(list(enumerate(cuts))):
         chunk, state = _Chunk.of(x, dt, A, B, C, cut, dtype), saved[number]
