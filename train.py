@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from bimba.overrides import check_command_line
 from bimba.places import command_of, default_root
 from bimba.sweep.job import is_job_of_sweep, run_as_process
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 
 if TYPE_CHECKING:
     import lightning as L
@@ -165,7 +165,7 @@ def build_trainer(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer
             raise
         raise BimbaError(
             f"trainer.accelerator={cfg.trainer.accelerator} with trainer.devices={cfg.trainer.devices} cannot be had "
-            f"here ({str(error.__cause__).strip().splitlines()[0].rstrip('.')}). Expected what this machine has, which "
+            f"here ({first_line(error.__cause__).rstrip('.')}). Expected what this machine has, which "
             "`bimba doctor` lists: trainer=cpu runs anywhere."
         ) from error
 

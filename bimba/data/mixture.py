@@ -199,6 +199,9 @@ def _sources(entry: Any, start: Path) -> list[Source]:
     if unknown := sorted(str(key) for key in set(entry) - _ENTRY_KEYS):
         raise BimbaError(f"nobody reads {', '.join(unknown)}; expected {', '.join(sorted(_ENTRY_KEYS))}.")
     take = Take.parse(entry.get("sampling_strategy", "all"))
+    for key in ("video_folder", "image_folder"):
+        if not isinstance(entry.get(key), str | None):
+            raise BimbaError(f"{key} is {entry[key]!r}; expected the path of a folder.")
     folders = [None if entry.get(key) is None else start / entry[key] for key in ("video_folder", "image_folder")]
     if absent := [str(folder) for folder in folders if folder is not None and not folder.is_dir()]:
         raise BimbaError(f"{', '.join(absent)}: no such folder.")

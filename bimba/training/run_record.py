@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import statistics
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ from bimba.runs import RUN_FILE, lock_of_run, read_run, write_json
 from bimba.training.code_version import code_version
 from bimba.training.throughput import Throughput
 from bimba.training.trainable import count_parts
-from bimba.types import BimbaError, user_error
+from bimba.types import BimbaError, first_line, user_error
+
+log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 10.0  # data workers outlive a process that was killed by some seconds, and hold its lock
 
@@ -97,13 +100,19 @@ class RunRecord(L.Callback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.write(
-            status="finished" if error is None else "failed",
-            error=None if error is None else str(user_error(error) or error) or type(error).__name__,
-            train_seconds=round(self.train_seconds, 3),
-            peak_memory_mib=round(peak_memory_mib(), 1),
-        )
-        self._lock.release()
+        try:
+            self.write(
+                status="finished" if error is None else "failed",
+                error=None if error is None else str(user_error(error) or error) or type(error).__name__,
+                train_seconds=round(self.train_seconds, 3),
+                peak_memory_mib=round(peak_memory_mib(), 1),
+            )
+        except OSError as unwritten:  # of a full disk, as a rule: what ended the run is what has to be said
+            if error is None:
+                raise
+            log.warning("%s could not be written: %s", self.path, first_line(unwritten))
+        finally:
+            self._lock.release()
 
     def write(self, **values: Any) -> None:
         """Notes values, and replaces the file."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 
 SOUND = ("*audio*",)  # PerceptionTest's repository has 35.5 GB of it; no task here reads sound from files of its own
 NOT_ROWS = (*SOUND, "*.zip", "*.tar*", "*.tgz", "*.mp4", "*.mkv", "*.avi", "*.webm")
@@ -112,6 +112,6 @@ def _explained(repository: str) -> Iterator[None]:
     except OSError as error:  # no network, and a full disk
         cause = error.__cause__ or error
         raise BimbaError(
-            f"{repository} cannot be downloaded ({type(cause).__name__}: {str(cause).splitlines()[0]}). Go on where "
+            f"{repository} cannot be downloaded ({type(cause).__name__}: {first_line(cause)}). Go on where "
             "there is a network, or copy it here and name the folder: --from"
         ) from error

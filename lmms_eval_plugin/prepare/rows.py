@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 from lmms_eval_plugin.prepare.sources import Table
 
 DATA_FILES = (".parquet", ".json", ".jsonl", ".csv", ".arrow")
@@ -73,7 +73,7 @@ def read_rows(table: Table, cache: Path) -> list[dict[str, Any]]:
             )
             rows = builder.as_dataset(split=table.split).to_list()
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise BimbaError(f"{folder}: {_first_line(error)}") from error
+        raise BimbaError(f"{folder}: {first_line(error.__cause__ or error)}") from error
     if not rows:
         raise BimbaError(f"{folder}: no rows in {table.split}")
     return rows
@@ -109,7 +109,8 @@ def _make_cache(table: Table, folder: Path, cache: Path) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         _build(table, folder, final)
     except (ValueError, OSError, TypeError, DatasetGenerationError) as error:
-        raise BimbaError(f"{folder} cannot be read as {table.repository}: {_first_line(error)}") from error
+        why = first_line(error.__cause__ or error)
+        raise BimbaError(f"{folder} cannot be read as {table.repository}: {why}") from error
 
 
 def _build(table: Table, folder: Path, final: Path) -> None:
@@ -131,8 +132,3 @@ def _build(table: Table, folder: Path, final: Path) -> None:
             shutil.rmtree(place)  # what could not be read
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(builder.cache_dir, place)
-
-
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

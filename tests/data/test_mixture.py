@@ -169,3 +169,8 @@ def test_one_file_needs_its_folder(folder):
     assert mixture.sources[0].video_folder == mixture.sources[0].image_folder == folder
     with pytest.raises(BimbaError, match="nowhere: no such folder"):
         Mixture.of_file(folder / "rows.json", folder / "nowhere")
+
+
+def test_a_folder_that_is_no_path(folder):
+    with pytest.raises(BimbaError, match="entry 1: video_folder is 7; expected the path of a folder"):
+        read_mixture([{"json_path": str(folder / "a1.json"), "video_folder": 7}])

@@ -1,5 +1,6 @@
 """run.json, and the evaluations that follow a training."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -98,6 +99,21 @@ def test_a_run_that_fails_says_why(tmp_path):
     record.__exit__(RuntimeError, error, None)
     assert read_run(tmp_path)["status"] == "failed"
     assert read_run(tmp_path)["error"] == "nothing is there"
+
+
+def test_a_full_disk_does_not_hide_what_ended_a_run(tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    record = RunRecord(tmp_path, [])
+    record.__enter__()
+    monkeypatch.setattr(run_record, "write_json", full)
+    record.__exit__(ValueError, ValueError("boom"), None)  # and raises nothing itself
+    assert "No space left on device" in caplog.text
+    monkeypatch.undo()
+    with RunRecord(tmp_path, []):  # and the folder is free
+        pass
+    assert read_run(tmp_path)["status"] == "finished"
 
 
 def test_what_is_no_record_is_none(tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 
 from bimba.data.video.files import FETCH_AGAIN, REENCODE, check_is_media
 from bimba.data.video.h264 import is_clean_key
-from bimba.types import VideoDecodeError
+from bimba.types import VideoDecodeError, first_line
 
 # Containers that say of every packet when it is shown, and that are found again after a jump.
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -242,8 +242,3 @@ def _packet(packet: Any, context: Any) -> _Packet:
 def _reason(error: BaseException) -> str:
     """What FFmpeg says, without the path and its own number for it."""
     return str(getattr(error, "strerror", None) or first_line(error))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

@@ -63,8 +63,8 @@ def merge(x: Tensor, sizes: Tensor, count: int) -> tuple[Tensor, Tensor]:
         takes = F.one_hot(partner.gather(1, going), odd.shape[1]).to(x.dtype).mT  # (G, odds, count)
         kept = torch.cat([2 * staying, torch.arange(1, x.shape[1], 2, device=x.device).expand(len(x), -1)], dim=1)
         in_order = kept.argsort(dim=-1)
-    weight = sizes[:, ::2].gather(1, going)
-    total = sizes[:, 1::2] + (takes.to(weight.dtype) @ weight[..., None]).squeeze(-1)
+        weight = sizes[:, ::2].gather(1, going)  # 16 bits would round numbers above 256
+        total = sizes[:, 1::2] + (takes.to(weight.dtype) @ weight[..., None]).squeeze(-1)
     moved = _rows(even, going) * weight[..., None].to(x.dtype)
     taken = (odd * sizes[:, 1::2, None].to(x.dtype) + takes @ moved) / total[..., None].to(x.dtype)
     left = torch.cat([_rows(even, staying), taken], dim=1)

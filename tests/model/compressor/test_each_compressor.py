@@ -34,6 +34,14 @@ def test_merged_tokens_are_of_their_own_frames() -> None:
     assert not torch.isclose(before[:, 1], after[:, 1]).any()
 
 
+def test_tome_counts_what_tokens_stand_for_under_autocast() -> None:
+    sizes = torch.tensor([[257.0, 258.0, 259.0, 260.0]])  # bfloat16 has no odd numbers there
+    x = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, merged = merge(x, sizes, 2)
+    assert merged.tolist() == [[515.0, 519.0]]
+
+
 def test_average_is_the_mean_of_each_querys_tokens() -> None:
     tokens = torch.randn(2, 4, 4, 6, 8)
     queries = pool_queries(tokens, (2, 2)).flatten(2, 3)
