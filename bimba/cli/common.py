@@ -23,6 +23,10 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes; 2 as argparse, 130 as shells say of Ctrl-C
 
+# Words of the command line, known without torch: a wrong one is refused before anything is loaded.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+VIDEO_BACKENDS = ("auto", "decord", "torchcodec", "pyav")
+
 
 class UsageError(BimbaError):
     """Arguments that do not go together, or that no file or model is needed to refuse."""
@@ -55,7 +59,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", default="bimba-tiny", help="checkpoint folder or name (default: %(default)s)")
     add_base(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
-    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's)")
+    group.add_argument("--dtype", choices=DTYPES, help="what it computes in (default: the checkpoint's)")
     reports_memory(command)
 
 
@@ -78,8 +82,8 @@ def add_sampling(command: argparse.ArgumentParser, short_videos: ShortVideos = "
     )
     group.add_argument(
         "--video-backend",
-        metavar="NAME",
-        help="auto, decord, pyav or torchcodec (default: the variable BIMBA_VIDEO_BACKEND, or auto)",
+        choices=VIDEO_BACKENDS,
+        help="what decodes it (default: the variable BIMBA_VIDEO_BACKEND, or auto)",
     )
 
 

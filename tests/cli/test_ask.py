@@ -8,12 +8,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from as_process import command, environment, start
 from tiny_checkpoint import conditioned_model, write_video
 
 from bimba import cli
 from bimba.checkpoint import save_pretrained
+from bimba.checkpoint.devices import resolve_dtype
+from bimba.cli.common import DTYPES, VIDEO_BACKENDS
 from bimba.data import isolated
+from bimba.data.video import BACKENDS
 from bimba.inference import VideoQA
 
 
@@ -100,8 +104,9 @@ def test_the_dtype_is_the_one_asked_for(checkpoint, video, monkeypatch, capsys):
     )
     assert ask(checkpoint, video, "Who?", "--max-new-tokens", "2", "--dtype", "bfloat16") == 0
     assert str(found[0]) == "torch.bfloat16"
-    assert ask(checkpoint, video, "Who?", "--dtype", "int4") == 1
-    assert "Unknown dtype 'int4'; expected float32" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        ask(checkpoint, video, "Who?", "--dtype", "int4")
+    assert "--dtype: invalid choice: 'int4' (choose from" in capsys.readouterr().err
 
 
 def test_the_video_backend_is_the_one_asked_for(checkpoint, video, monkeypatch, capsys):
@@ -111,8 +116,14 @@ def test_the_video_backend_is_the_one_asked_for(checkpoint, video, monkeypatch, 
     assert ask(checkpoint, video, "Who?", "--max-new-tokens", "2", "--video-backend", "pyav") == 0
     assert asked == ["pyav"]
     capsys.readouterr()
-    assert ask(checkpoint, video, "Who?", "--video-backend", "opencv") == 1
-    assert "'opencv'; expected one of auto, decord, torchcodec, pyav" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        ask(checkpoint, video, "Who?", "--video-backend", "opencv")
+    assert "--video-backend: invalid choice: 'opencv' (choose from" in capsys.readouterr().err
+
+
+def test_the_words_of_the_command_line_are_those_of_the_package():
+    assert set(VIDEO_BACKENDS) == {"auto", *BACKENDS}
+    assert all(resolve_dtype(name) is getattr(torch, name) for name in DTYPES)
 
 
 @pytest.mark.parametrize(

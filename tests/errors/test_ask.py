@@ -77,7 +77,8 @@ CASES = [
     _about(
         "no_such_reader",
         ["Who?", "--video-backend", "opencv"],
-        "The video backend is 'opencv'; expected one of auto, decord",
+        "--video-backend: invalid choice: 'opencv' (choose from",
+        code=USAGE,
     ),
     _about("a_typo_in_a_flag", ["Who?", "--frmaes", "3"], "unrecognized arguments: --frmaes 3", code=USAGE),
     *(_device(name) for name in ("gpu", "mps")),
