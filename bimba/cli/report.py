@@ -23,7 +23,12 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
     )
     report.add_argument("runs", metavar="RUNS", nargs="+", help="run folders, sweep folders, or patterns of them")
     report.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
-    report.add_argument("--baseline", default=BASELINE, metavar="NAME", help="compared with (default: %(default)s)")
+    report.add_argument(
+        "--baseline",
+        default=BASELINE,
+        metavar="NAME",
+        help="compared with: a compressor, or a setting such as query_position=appended (default: %(default)s)",
+    )
     report.add_argument("--evaluation", metavar="NAME", help="shown where one is (default: test, or the commonest)")
     report.add_argument("--wandb", metavar="PROJECT", help="to Weights & Biases too, offline unless WANDB_MODE=online")
     report.set_defaults(run=run)

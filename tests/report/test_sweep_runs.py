@@ -200,6 +200,20 @@ def test_the_baseline_is_met_with_the_same_seeds_and_questions_alone(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("baseline", ["side=left", "model.compressor.side=left"])
+def test_a_setting_as_the_baseline_is_met_with_all_other_settings_equal(tmp_path, baseline):
+    for side, width, right in [("left", 1, 0), ("left", 2, 1), ("right", 1, 1), ("middle", 2, 0), ("right", 3, 1)]:
+        cell = tmp_path / f"{side}{width}"
+        write_run(cell, "mamba", 1, {"test": {"quiz": [right, 1]}}, settings={"side": side, "width": width})
+    write_run(tmp_path / "pool", "pool", 1, {"test": {"quiz": [1, 1]}})  # which has no sides
+    sweep = summarise(cells_of(tmp_path), baseline)
+    assert {(one.label.name, one.baseline.name, one.estimate.mean) for one in sweep.comparisons} == {
+        ("mamba side=right width=1", "mamba side=left width=1", 0.5),
+        ("mamba side=middle width=2", "mamba side=left width=2", -0.5),
+    }
+    assert sweep.apart == [f"mamba side=right width=3, test, quiz: 0 cells of {baseline} with the same other settings"]
+
+
 def test_two_evaluations_of_as_many_frames_are_no_two_points_against_frames(tmp_path):
     evaluations = {"test": {"quiz": [1, 1]}, "hard": {"quiz": [0, 0]}, "frames_16": {"quiz": [1, 0]}}
     write_run(tmp_path / "a", "pool", 1, evaluations)

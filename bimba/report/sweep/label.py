@@ -35,6 +35,22 @@ class Label:
     def name(self) -> str:
         return self.without(())
 
+    @property
+    def said(self) -> set[str]:
+        """Its compressor and its settings as KEY=VALUE, each key as it is shown and in full: names of a baseline."""
+        full = {f"{key}={value}" for key, value in self.settings}
+        return {self.compressor} | full | {f"{short}={value}" for short, (_, value) in zip(self.short, self.settings)}
+
+    def differs_from(self, baseline: Label, name: str) -> bool:
+        """Whether what ``name`` names is all in which ``baseline`` is another: its compressor, or one setting."""
+        if name == baseline.compressor:
+            return all(dict(self.settings).get(key, value) == value for key, value in baseline.settings)
+        key = name.partition("=")[0]
+        return self.compressor == baseline.compressor and all(
+            key in (full, short) or value == other
+            for short, (full, value), (_, other) in zip(self.short, self.settings, baseline.settings)
+        )
+
     def without(self, endings: Collection[str]) -> str:
         """The name without the settings that an axis shows."""
         shown = [

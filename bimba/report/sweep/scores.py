@@ -79,20 +79,25 @@ def _score(group: Group, evaluation: str, task: str) -> Score:
 
 
 def compare(scores: Sequence[Score], baseline: str) -> tuple[list[Comparison], list[str]]:
-    """Each score against the baseline's in the same task and evaluation, and with the same other settings."""
-    if all(score.label.compressor != baseline for score in scores):
+    """Each score against the baseline's in the same task and evaluation, and with the same other settings.
+
+    Args:
+        baseline: a compressor, or one setting of a compressor, such as "query_position=appended".
+    """
+    having = [score for score in scores if baseline in score.label.said]
+    if not having:
         return [], ["no finished cell has it"] if scores else []
+    of = {score.label.compressor for score in having}
     found, apart = [], []
     for score in scores:
-        if score.label.compressor == baseline:
+        if baseline in score.label.said or ("=" in baseline and score.label.compressor not in of):
             continue
         where = f"{score.label.name}, {score.evaluation}, {score.task}"
         partners = [
             other
-            for other in scores
-            if other.label.compressor == baseline
-            and (other.evaluation, other.task) == (score.evaluation, score.task)
-            and all(dict(score.label.settings).get(key, value) == value for key, value in other.label.settings)
+            for other in having
+            if (other.evaluation, other.task) == (score.evaluation, score.task)
+            and score.label.differs_from(other.label, baseline)
         ]
         if len(partners) != 1:
             apart.append(f"{where}: {len(partners)} cells of {baseline} with the same other settings")

@@ -50,7 +50,7 @@ def summarise(cells: Sequence[Cell], baseline: str = "pool", primary: str | None
     """Puts the cells of a sweep together.
 
     Args:
-        baseline: name of the compressor that the others are compared with.
+        baseline: what the others are compared with: a compressor, or a setting such as "query_position=appended".
         primary: the evaluation for plots that show one; None: "test", or the one that most cells have.
 
     Raises:
