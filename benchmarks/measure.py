@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bimba.ops import memory
 from bimba.ops.extension import build
 from bimba.ops.selective_scan import cpp
 
@@ -103,7 +104,8 @@ def extra_memory_mib(run: Callable[[], object]) -> tuple[float, float]:
     as the order of calls has it. With MALLOC_MMAP_THRESHOLD_=65536 in the environment it does not; times then suffer.
     """
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed counts as not there
+    memory.release()  # memory that was freed counts as not there
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _memory_kib("VmRSS")
     time_s = seconds(run)

@@ -1,37 +1,84 @@
-"""Memory for what a CPU kernel writes once: in huge pages, where the system has them.
+"""Memory for what a CPU kernel writes once: in huge pages, where the system has them, and used again.
 
 Memory that is new comes with a page fault per page. Of 4 KiB each, in a virtual machine, these take longer than the
-scan that fills them; of 2 MiB, a twentieth of that.
+scan that fills them; of 2 MiB, a twentieth of that, as long as the system has such pages. Where others have cut its
+memory into small pieces, it moves them about to make room, for 4 ms a page. So what is no longer used is kept for the
+next tensor of that size, up to ``MOST_KEPT`` bytes: steps of a training ask for the same again and again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import math
 import mmap
+import threading
+import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
 
+MOST_KEPT = 2**27  # bytes
 _HUGE = 2**21  # bytes of a huge page: what is smaller lies in torch's own memory
 _MOST_WASTED = 0.25  # of a tensor's bytes, for the rest of its last huge page
+
+_kept: list[tuple[int, mmap.mmap]] = []  # bytes of the tensor that lay there, and its pages; the newest last
+_lock = threading.RLock()  # the garbage collector may give back in the midst of anything
 
 
 def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor of the CPU that is to be written, as ``torch.empty``."""
-    count = math.prod(shape)
-    num_bytes = count * dtype.itemsize
+    num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device="cpu")
-    # A whole number of pages, which the system then places at the border of one.
-    in_huge = -(-num_bytes // _HUGE) * _HUGE
     try:
-        pages = mmap.mmap(-1, in_huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = _used_before(num_bytes) or _mapped(num_bytes)
     except (OSError, OverflowError):  # no memory: torch says so, as for any other tensor
         return torch.empty(shape, dtype=dtype, device="cpu")
+    loan = _loan(num_bytes).from_buffer(pages)
+    weakref.finalize(loan, _give_back, num_bytes, pages).atexit = False
+    return torch.frombuffer(loan, dtype=dtype).view(shape)  # which holds the loan as long as it lives
+
+
+def release() -> None:
+    """Gives the system back what is kept."""
+    with _lock:
+        _kept.clear()
+
+
+@functools.cache
+def _loan(num_bytes: int) -> Any:
+    """A type of objects that stand for so many bytes of some pages, until a tensor lets go of them."""
+    return type("Loan", (ctypes.Array,), {"_type_": ctypes.c_ubyte, "_length_": num_bytes})
+
+
+def _used_before(num_bytes: int) -> mmap.mmap | None:
+    with _lock:
+        for i in reversed(range(len(_kept))):  # the newest are the likeliest to be in the cache
+            if _kept[i][0] == num_bytes:
+                return _kept.pop(i)[1]
+    return None
+
+
+def _give_back(num_bytes: int, pages: mmap.mmap) -> None:
+    """Keeps the pages in place of older ones, unless they alone are too many."""
+    if len(pages) > MOST_KEPT:
+        return
+    with _lock:
+        _kept.append((num_bytes, pages))
+        while sum(len(one) for _, one in _kept) > MOST_KEPT:
+            del _kept[0]
+
+
+def _mapped(num_bytes: int) -> mmap.mmap:
+    # A whole number of pages, which the system then places at the border of one.
+    in_huge = -(-num_bytes // _HUGE) * _HUGE
+    pages = mmap.mmap(-1, in_huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # of a system built without: its pages are small
         if in_huge - num_bytes > _MOST_WASTED * num_bytes:  # then what the last huge page would hold lies in small ones
             in_huge -= _HUGE
             pages.madvise(mmap.MADV_NOHUGEPAGE, in_huge, _HUGE)
         pages.madvise(mmap.MADV_HUGEPAGE, 0, in_huge)
-    return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)  # which keeps them as long as it lives
+    return pages

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from bimba.ops import memory
+from bimba.ops import memory, selective_scan
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -63,3 +64,61 @@ def test_a_system_without_huge_pages(monkeypatch, lacks):
     else:
         monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 2**20, raising=False)  # no advice: EINVAL
     assert torch.equal(memory.new(2**20).fill_(1), torch.ones(2**20))
+
+
+def test_what_is_let_go_of_is_used_again():
+    memory.release()
+    x = memory.new(2**20)
+    place = x.data_ptr()
+    part = x[5:]
+    del x
+    assert memory.new(2**20).data_ptr() != place  # a part of it is still there
+    del part
+    gc.collect()
+    assert memory.new(2**20).data_ptr() == place
+    assert memory.new(2**20 + 1).data_ptr() != place
+
+
+def test_what_is_kept_is_bounded_and_the_oldest_goes(monkeypatch):
+    memory.release()
+    monkeypatch.setattr(memory, "MOST_KEPT", 3 * 2**22)
+    tensors = [memory.new(2**20 + i) for i in range(1, 5)]  # each has two huge pages and a little
+    while tensors:
+        del tensors[0]
+    assert [num_bytes // 4 - 2**20 for num_bytes, _ in memory._kept] == [3, 4]
+    large = memory.new(2**23)
+    del large
+    assert len(memory._kept) == 2  # too large to be kept, and drives nothing out
+    memory.release()
+    assert memory._kept == []
+
+
+def test_threads_do_not_get_the_same_memory():
+    def fill(number: int) -> bool:
+        for _ in range(50):
+            x = memory.new(2**19).fill_(number)
+            if not (x == number).all():
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(fill, range(4)))
+
+
+def test_kernels_do_not_count_on_zeros():
+    """What was there before is in memory that is used again."""
+    torch.manual_seed(0)
+    u, delta = (torch.randn(1, 64, 2**14).requires_grad_() for _ in range(2))
+    A = -torch.rand(64, 4)
+    B, C = (torch.randn(1, 4, 2**14).requires_grad_() for _ in range(2))
+
+    def run() -> list[torch.Tensor]:
+        y = selective_scan(u, delta, A, B, C, delta_softplus=True, backend="cpp")
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), (u, delta, B, C))]
+
+    memory.release()
+    expected = [x.clone() for x in run()]
+    poisoned = [memory.new(*u.shape).fill_(float("nan")) for _ in range(6)]
+    del poisoned
+    for got, wanted in zip(run(), expected):
+        assert torch.equal(got, wanted)
