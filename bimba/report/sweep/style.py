@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
-LABEL_WIDTH = 28  # of what stands beside a row, in letters
+LABEL_WIDTH = 42  # of what stands beside a row, in letters
 INK, FAINT = "#1d2430", "#6b7480"
 SETTINGS: dict[Any, Any] = {
     "font.size": 10,
@@ -104,7 +104,7 @@ def rows(number: int, width: float, names: Sequence[str], most: int = 3) -> tupl
     """Panels with a row for each name, beside which the names stand: left of the first panel of each line, wrapped."""
     labels = [textwrap.fill(name, LABEL_WIDTH, break_long_words=False, break_on_hyphens=False) for name in names]
     lines = [label.split("\n") for label in labels]
-    high = sum(0.17 * (len(label) + 1) for label in lines)
+    high = len(names) * 0.17 * (1 + max(map(len, lines)))  # rows are of one height
     wide = 0.075 * max(len(line) for label in lines for line in label)
     across = min(number, most)
     figure, parts = panels(number, width + wide / across, high + 0.9, most)
