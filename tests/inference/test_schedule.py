@@ -46,7 +46,7 @@ def test_answers_are_those_of_one_question_at_a_time_and_each_video_is_read_once
     assert (work.decoded, work.stored, work.cached, work.answered) == (3, 0, 0, 9)
     alone = VideoQA(engine.model, engine.processor, cache_bytes=0)
     assert answers == [alone.encode(q.video).generate(q.prompt, 6) for q in questions]
-    assert len({answer.text for answer in answers}) > 3
+    assert len({answer.text for answer in answers}) > 1  # or it would prove little that they are the same
 
 
 def test_answers_come_video_by_video_as_soon_as_they_are_there(engine, videos):
