@@ -2,8 +2,8 @@
 
 Memory that is new comes with a page fault per page. Of 4 KiB each, in a virtual machine, these take longer than the
 scan that fills them; of 2 MiB, a twentieth of that, as long as the system has such pages. Where others have cut its
-memory into small pieces, it moves them about to make room, for 4 ms a page. So what is no longer used is kept for the
-next tensor of that size, up to ``MOST_KEPT`` bytes: steps of a training ask for the same again and again.
+memory into small pieces, it moves them about to make room, for 4 ms a page. So what a step of training no longer uses
+is kept for the next one, which asks for the same again, up to ``MOST_KEPT`` bytes.
 """
 
 from __future__ import annotations
@@ -22,23 +22,29 @@ from torch import Tensor
 
 MOST_KEPT = 2**27  # bytes
 _HUGE = 2**21  # bytes of a huge page: what is smaller lies in torch's own memory
-_MOST_WASTED = 0.25  # of a tensor's bytes, for the rest of its last huge page
+_MOST_WASTED = 0.25  # of a tensor's bytes, for the rest of its last huge page, or of the pages that it is given
 
-_kept: list[tuple[int, mmap.mmap]] = []  # bytes of the tensor that lay there, and its pages; the newest last
+_kept: list[mmap.mmap] = []  # the newest last
 _lock = threading.RLock()  # the garbage collector may give back in the midst of anything
 
 
-def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor of the CPU that is to be written, as ``torch.empty``."""
+def new(*shape: int, dtype: torch.dtype = torch.float32, keep: bool = False) -> Tensor:
+    """A tensor of the CPU that is to be written, as ``torch.empty``.
+
+    Args:
+        keep: its memory may be what another one had, and is kept for others. Not without gradients: what is kept idle
+            would add to the memory of a streamed sequence, which is to need little.
+    """
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device="cpu")
     try:
-        pages = _used_before(num_bytes) or _mapped(num_bytes)
+        pages = (keep and _used_before(num_bytes)) or _mapped(num_bytes)
     except (OSError, OverflowError):  # no memory: torch says so, as for any other tensor
         return torch.empty(shape, dtype=dtype, device="cpu")
     loan = _loan(num_bytes).from_buffer(pages)
-    weakref.finalize(loan, _give_back, num_bytes, pages).atexit = False
+    if keep:
+        weakref.finalize(loan, _give_back, pages).atexit = False
     return torch.frombuffer(loan, dtype=dtype).view(shape)  # which holds the loan as long as it lives
 
 
@@ -55,20 +61,20 @@ def _loan(num_bytes: int) -> Any:
 
 
 def _used_before(num_bytes: int) -> mmap.mmap | None:
+    """The smallest of those that are kept that it fits into without wasting much; of several the newest."""
+    most = (1 + _MOST_WASTED) * -(-num_bytes // _HUGE) * _HUGE
     with _lock:
-        for i in reversed(range(len(_kept))):  # the newest are the likeliest to be in the cache
-            if _kept[i][0] == num_bytes:
-                return _kept.pop(i)[1]
-    return None
+        fitting = [i for i in reversed(range(len(_kept))) if num_bytes <= len(_kept[i]) <= most]
+        return _kept.pop(min(fitting, key=lambda i: len(_kept[i]))) if fitting else None
 
 
-def _give_back(num_bytes: int, pages: mmap.mmap) -> None:
+def _give_back(pages: mmap.mmap) -> None:
     """Keeps the pages in place of older ones, unless they alone are too many."""
     if len(pages) > MOST_KEPT:
         return
     with _lock:
-        _kept.append((num_bytes, pages))
-        while sum(len(one) for _, one in _kept) > MOST_KEPT:
+        _kept.append(pages)
+        while sum(map(len, _kept)) > MOST_KEPT:
             del _kept[0]
 
 

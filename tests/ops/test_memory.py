@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,27 +67,49 @@ def test_a_system_without_huge_pages(monkeypatch, lacks):
     assert torch.equal(memory.new(2**20).fill_(1), torch.ones(2**20))
 
 
+kept = partial(memory.new, keep=True)
+
+
 def test_what_is_let_go_of_is_used_again():
     memory.release()
-    x = memory.new(2**20)
+    x = kept(2**20)
     place = x.data_ptr()
     part = x[5:]
     del x
-    assert memory.new(2**20).data_ptr() != place  # a part of it is still there
+    assert kept(2**20).data_ptr() != place  # a part of it is still there
     del part
     gc.collect()
-    assert memory.new(2**20).data_ptr() == place
-    assert memory.new(2**20 + 1).data_ptr() != place
+    assert kept(2**20).data_ptr() == place
+    assert kept(2**20 - 2**18).data_ptr() == place  # a little less
+    assert kept(2**20 + 1).data_ptr() != place
+
+
+def test_without_gradients_nothing_is_kept():
+    memory.release()
+    x = memory.new(2**20)
+    del x
+    assert memory._kept == []
+
+
+def test_of_what_is_kept_the_smallest_that_fits():
+    memory.release()
+    large, small = kept(3 * 2**19), kept(2**20)
+    places = large.data_ptr(), small.data_ptr()
+    del large, small
+    assert kept(2**20 - 5).data_ptr() == places[1]
+    assert kept(2**20 + 5).data_ptr() == places[0]
+    assert kept(2**18 + 2**19).data_ptr() == places[1]
+    assert kept(2**19).data_ptr() not in places  # both would be twice as large and more
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes(monkeypatch):
     memory.release()
-    monkeypatch.setattr(memory, "MOST_KEPT", 3 * 2**22)
-    tensors = [memory.new(2**20 + i) for i in range(1, 5)]  # each has two huge pages and a little
+    monkeypatch.setattr(memory, "MOST_KEPT", 2**24)
+    tensors = [kept(i * 2**19) for i in (1, 2, 3, 4)]  # as many huge pages
     while tensors:
         del tensors[0]
-    assert [num_bytes // 4 - 2**20 for num_bytes, _ in memory._kept] == [3, 4]
-    large = memory.new(2**23)
+    assert [len(pages) // 2**21 for pages in memory._kept] == [3, 4]  # of eight that there may be
+    large = kept(2**23)
     del large
     assert len(memory._kept) == 2  # too large to be kept, and drives nothing out
     memory.release()
@@ -96,7 +119,7 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes(monkeypatch):
 def test_threads_do_not_get_the_same_memory():
     def fill(number: int) -> bool:
         for _ in range(50):
-            x = memory.new(2**19).fill_(number)
+            x = kept(2**19).fill_(number)
             if not (x == number).all():
                 return False
         return True
@@ -118,7 +141,7 @@ def test_kernels_do_not_count_on_zeros():
 
     memory.release()
     expected = [x.clone() for x in run()]
-    poisoned = [memory.new(*u.shape).fill_(float("nan")) for _ in range(6)]
+    poisoned = [kept(*u.shape).fill_(float("nan")) for _ in range(6)]
     del poisoned
     for got, wanted in zip(run(), expected):
         assert torch.equal(got, wanted)

@@ -59,7 +59,7 @@ def forward(conv: Conv) -> tuple[Tensor]:
 def backward(conv: Conv, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x (B, L, D), weight (R, D, W) and bias (R, D)."""
     directions, _, _, channels, width = conv.shape
-    dx = new(*conv.x.shape, dtype=conv.x.dtype)
+    dx = new(*conv.x.shape, dtype=conv.x.dtype, keep=True)
     sums = torch.zeros(_parts(conv), directions, width + 1, channels, dtype=torch.float32, device="cpu")
     _call("bimba_conv_backward", conv, dy=dy, dx=dx, sums=sums)
     return dx, sums[:, :, :width].sum(0).transpose(1, 2).contiguous(), sums[:, :, width].sum(0)

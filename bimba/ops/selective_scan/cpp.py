@@ -57,8 +57,8 @@ def _library() -> ctypes.CDLL | str:
 def forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y (R, B, Q, D), the last state (R, B, D, N), and with ``save`` the states before each tile; all float32."""
     directions, batch, _, channels, states, outputs = scan.shape
-    y, last_state = new(directions, batch, outputs, channels), new(directions, batch, channels, states)
-    starts = new(*saved_shape(scan)) if save else new(0)
+    y, last_state = (new(directions, batch, *shape, keep=save) for shape in ((outputs, channels), (channels, states)))
+    starts = new(*saved_shape(scan), keep=True) if save else new(0)
     _call("bimba_scan_forward", scan, _ranges(scan), y=y, last_state=last_state, starts=starts)
     return y, last_state, starts
 
@@ -67,15 +67,16 @@ def backward(scan: Scan, saved: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tens
     """Gradients of u, delta, A, B, C, D, delta_bias and initial_state in float32; None where there is no such input."""
     directions, batch, length, channels, states, outputs = scan.shape
     ranges = _ranges(scan)
+    made = functools.partial(new, keep=True)  # a step of training asks for the same as the one before
     grads = {
-        "du": new(directions, batch, length, channels),
-        "ddelta": new(directions, batch, length, channels),
-        "dA": new(directions, batch, channels, states),
-        "dB": new(ranges, directions, batch, length, states),
-        "dC": new(ranges, directions, batch, outputs, states),
-        "dD": new(directions, batch, channels),
-        "dbias": new(directions, batch, channels),
-        "dinitial": new(directions, batch, channels, states),
+        "du": made(directions, batch, length, channels),
+        "ddelta": made(directions, batch, length, channels),
+        "dA": made(directions, batch, channels, states),
+        "dB": made(ranges, directions, batch, length, states),
+        "dC": made(ranges, directions, batch, outputs, states),
+        "dD": made(directions, batch, channels),
+        "dbias": made(directions, batch, channels),
+        "dinitial": made(directions, batch, channels, states),
     }
     _call("bimba_scan_backward", scan, ranges, starts=saved, dy=dy, dlast=dlast, **grads)
     du, ddelta, dA, dB, dC, dD, dbias, dinitial = grads.values()
