@@ -18,15 +18,20 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if str(device) == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
-        if torch.empty(0, device=device).is_meta:
-            raise NotImplementedError("it has shapes and no numbers")
-        return torch.device(device)
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
         why = first_line(error).partition(". ")[0].rstrip(".")  # what follows is for those who build torch
-        raise BimbaError(
-            f"The device {str(device)!r} cannot be used here ({why}); expected auto, cpu, or one that `bimba doctor` "
-            "lists, such as cuda:0."
-        ) from error
+        raise _unusable(device, why) from error
+    if found.type == "meta":
+        raise _unusable(device, "it has shapes and no numbers")
+    return torch.device(device)
+
+
+def _unusable(device: str | torch.device, why: str) -> BimbaError:
+    return BimbaError(
+        f"The device {str(device)!r} cannot be used here ({why}); expected auto, cpu, or one that `bimba doctor` "
+        "lists, such as cuda:0."
+    )
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -42,10 +42,13 @@ def new(*shape: int, dtype: torch.dtype = torch.float32, keep: bool = False) -> 
         pages = (keep and _used_before(num_bytes)) or _mapped(num_bytes)
     except (OSError, OverflowError):  # no memory: torch says so, as for any other tensor
         return torch.empty(shape, dtype=dtype, device="cpu")
+    if not keep:
+        return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(
+            shape
+        )  # holds them as long as it lives
     loan = _loan(num_bytes).from_buffer(pages)
-    if keep:
-        weakref.finalize(loan, _give_back, pages).atexit = False
-    return torch.frombuffer(loan, dtype=dtype).view(shape)  # which holds the loan as long as it lives
+    weakref.finalize(loan, _give_back, pages).atexit = False
+    return torch.frombuffer(loan, dtype=dtype).view(shape)  # holds the loan
 
 
 def release() -> None:
@@ -54,7 +57,7 @@ def release() -> None:
         _kept.clear()
 
 
-@functools.cache
+@functools.lru_cache(256)  # sequences come in many lengths, and a type is no small thing
 def _loan(num_bytes: int) -> Any:
     """A type of objects that stand for so many bytes of some pages, until a tensor lets go of them."""
     return type("Loan", (ctypes.Array,), {"_type_": ctypes.c_ubyte, "_length_": num_bytes})
