@@ -27,8 +27,7 @@ constexpr int FORWARD_GROUP = 8, BACKWARD_GROUP = 16;
 // meanwhile(i).
 template <int N, bool BOUNDED, typename F>
 void scan_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
-                 int64_t states, const vec* A_log2, vec* h_memory, vec* y, F& meanwhile) {
-  constexpr int K = N < 2 ? 1 : 2;  // exponentials whose instructions alternate, so that neither waits for itself
+                 int64_t states, const vec* A_log2, vec* h_memory, vec* y, F meanwhile) {
   vec h[N];
 #pragma GCC unroll 16
   for (int n = 0; n < N; ++n) h[n] = h_memory[n];
@@ -37,11 +36,7 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
     const vec step = in.step[i], step_u = in.step_u[i];
     const float* b = B + i * states;
 #pragma GCC unroll 16
-    for (int n = 0; n < N; n += K) {
-      vec decay[K];
-      decays<BOUNDED>(step, A_log2 + n, decay);
-      for (int k = 0; k < K; ++k) h[n + k] = decay[k] * h[n + k] + step_u * b[n + k];
-    }
+    for (int n = 0; n < N; ++n) h[n] = decay_of<BOUNDED>(step, A_log2[n]) * h[n] + step_u * b[n];
     meanwhile(i);
     if (queries.local[q] == i) {
       const float* c = C + q * states;
@@ -69,9 +64,7 @@ void forward_range(const Scan& s, int64_t range) {
     carried.push_back({std::move(p), std::move(h)});
   }
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
-  TileInputs inputs[2];  // one is scanned, the other read
-  TileInputs *in = &inputs[0], *next = &inputs[1];
-  bool is_read = false;
+  TileInputs in;
   vec y_tile[TILE];
   for (int64_t tile = 0; tile < s.tiles; ++tile) {  // outside, so that rows of u and delta are read as they lie
     const int64_t start = tile * TILE;
@@ -79,37 +72,31 @@ void forward_range(const Scan& s, int64_t range) {
     const TileQueries queries(s, start, size);
     read_states(s, s.rows<T>(s.B, s.B_strides), start, size, B_tile.data());
     read_queries(s, s.rows<T>(s.C, s.C_strides), queries, C_tile.data());
-    Prefetcher<T> prefetcher(s, start + TILE < s.length ? start + TILE : start, first, last - first);
+    const int64_t next_start = start + TILE < s.length ? start + TILE : start;
     for (int64_t v = first; v < last; ++v) {
       Carried& c = carried[v - first];
       if (s.starts != nullptr) {
         float* saved = s.start_of(tile) + c.p.channel;
         for (int64_t n = 0; n < s.states; ++n) store_part(saved + n * s.channels, c.h[n], c.p.lanes);
       }
-      if (!is_read) TileReader<T>(s, c.p, start, in).read_all();
-      for (int q = 0; q < queries.count; ++q) y_tile[q] = c.p.D * in->u[queries.local[q]];
-      const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
-      const int64_t next_start = v + 1 < last ? start : start + TILE;
-      const bool bounded = in->is_bounded(c.p, size);
-      is_read = bounded && s.size_of_tile(next_start) == size && p.lanes == LANES;
-      TileReader<T> reader(s, p, is_read ? next_start : start, next);
+      const bool bounded = read_tile<T>(s, c.p, start, false, in);
       float* y = s.y + s.row * s.outputs * s.channels + c.p.channel;
-      auto prepare = [&](int i) {
-        prefetcher();
-        reader(i);
-        if (i < queries.count) __builtin_prefetch(y + queries.output[i] * s.channels, 1);  // to be written
-      };
-      auto nothing = [](int) {};
+      for (int q = 0; q < queries.count; ++q) {
+        y_tile[q] = c.p.D * in.u[queries.local[q]];
+        __builtin_prefetch(y + queries.output[q] * s.channels, 1);  // to be written
+      }
+      Prefetcher<T> prefetcher(s, next_start, first, last - first, v - first);
+      const auto call_ahead = [&](int) { prefetcher(); };
+      const auto nothing = [](int) {};
       for_groups<FORWARD_GROUP>(s.states, [&](auto group, int64_t n) {
-        const auto scan = [&](auto of_bounded, auto& meanwhile) {
-          scan_states<group(), of_bounded()>(*in, size, queries, &B_tile[n], &C_tile[n], s.states, &c.p.A_log2[n],
+        const auto scan = [&](auto of_bounded, auto meanwhile) {
+          scan_states<group(), of_bounded()>(in, size, queries, &B_tile[n], &C_tile[n], s.states, &c.p.A_log2[n],
                                               &c.h[n], y_tile, meanwhile);
         };
         if (!bounded) scan(std::false_type(), nothing);
-        else if (n == 0 && is_read) scan(std::true_type(), prepare);  // softplus's latency hides behind the scan
+        else if (n == 0) scan(std::true_type(), call_ahead);
         else scan(std::true_type(), nothing);
       });
-      std::swap(in, next);
       for (int q = 0; q < queries.count; ++q)
         store_part(y + queries.output[q] * s.channels, y_tile[q], c.p.lanes);
     }
@@ -133,7 +120,7 @@ struct TileSums {
 template <int N, bool BOUNDED, typename F>
 void backward_states(const TileInputs& in, int size, const TileQueries& queries, const float* B, const float* C,
                      int64_t states, const vec* A_log2, const vec* h_start, vec* e_memory, const vec* dy,
-                     TileSums& sums, int64_t n0, vec* dstep, vec* dstep_u, vec* dA, F& meanwhile) {
+                     TileSums& sums, int64_t n0, vec* dstep, vec* dstep_u, vec* dA, F meanwhile) {
   static thread_local vec h[TILE + 1][N], decay[TILE][N];  // h[i]: before position i
   for (int n = 0; n < N; ++n) h[0][n] = h_start[n];
   for (int i = 0; i < size; ++i) {
@@ -141,9 +128,7 @@ void backward_states(const TileInputs& in, int size, const TileQueries& queries,
     const float* b = B + i * states;
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      vec one[1];
-      decays<BOUNDED>(step, A_log2 + n, one);
-      decay[i][n] = one[0];
+      decay[i][n] = decay_of<BOUNDED>(step, A_log2[n]);
       h[i + 1][n] = decay[i][n] * h[i][n] + step_u * b[n];
     }
     meanwhile(i);
@@ -197,9 +182,7 @@ void backward_range(const Scan& s, int64_t range) {
   }
   TileSums sums(s);
   std::vector<vec> h_start(s.states);
-  TileInputs inputs[2];  // one is scanned, the other read
-  TileInputs *in = &inputs[0], *next = &inputs[1];
-  bool is_read = false;
+  TileInputs in;
   std::vector<float> B_tile(TILE * s.states), C_tile(TILE * s.states);
   vec dy_tile[TILE], dstep[TILE], dstep_u[TILE];
   for (int64_t tile = s.tiles - 1; tile >= 0; --tile) {
@@ -209,52 +192,44 @@ void backward_range(const Scan& s, int64_t range) {
     read_states(s, s.rows<T>(s.B, s.B_strides), start, size, B_tile.data());
     read_queries(s, s.rows<T>(s.C, s.C_strides), queries, C_tile.data());
     sums.clear();
-    Prefetcher<T> prefetcher(s, start >= TILE ? start - TILE : start, first, last - first);
+    const int64_t next_start = start >= TILE ? start - TILE : start;
     for (int64_t v = first; v < last; ++v) {
       Carried& c = carried[v - first];
       const int64_t channel = c.p.channel;
       const int lanes = c.p.lanes;
-      if (!is_read) TileReader<T>(s, c.p, start, in).read_all();
+      const bool bounded = read_tile<T>(s, c.p, start, true, in);
       for (int i = 0; i < size; ++i) dstep[i] = dstep_u[i] = vec{};
       for (int q = 0; q < queries.count; ++q)
         dy_tile[q] = load_part(s.dy + (s.row * s.outputs + queries.output[q]) * s.channels + channel, lanes);
       const float* saved = s.start_of(tile) + channel;
       for (int64_t n = 0; n < s.states; ++n) h_start[n] = load_part(saved + n * s.channels, lanes);
-      const Parameters& p = carried[v + 1 < last ? v + 1 - first : 0].p;
-      const int64_t next_start = v + 1 < last ? start : start - TILE;
-      const bool bounded = in->is_bounded(c.p, size);
-      is_read = bounded && next_start >= 0 && s.size_of_tile(next_start) == size && p.lanes == LANES;
-      TileReader<T> reader(s, p, is_read ? next_start : start, next);
       const GradientRows rows(s, start, channel);
-      auto prefetch = [&](int i) {
+      Prefetcher<T> prefetcher(s, next_start, first, last - first, v - first);
+      const auto call_ahead = [&](int i) {
         __builtin_prefetch(rows.du(i), 1);  // to be written: stores that miss would hold up all behind them
         __builtin_prefetch(rows.ddelta(i), 1);
-      };
-      auto prepare = [&](int i) {
-        prefetch(i);
         prefetcher();
-        if (is_read) reader(i);
       };
-      auto nothing = [](int) {};
+      const auto nothing = [](int) {};
       for_groups<BACKWARD_GROUP>(s.states, [&](auto group, int64_t n) {
-        const auto scan = [&](auto of_bounded, auto& meanwhile) {
-          backward_states<group(), of_bounded()>(*in, size, queries, &B_tile[n], &C_tile[n], s.states,
+        const auto scan = [&](auto of_bounded, auto meanwhile) {
+          backward_states<group(), of_bounded()>(in, size, queries, &B_tile[n], &C_tile[n], s.states,
                                                  &c.p.A_log2[n], &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u,
                                                  &c.dA[n], meanwhile);
         };
-        if (!bounded) scan(std::false_type(), prefetch);
-        else if (n == 0) scan(std::true_type(), prepare);
+        if (!bounded) scan(std::false_type(), call_ahead);
+        else if (n == 0) scan(std::true_type(), call_ahead);
         else scan(std::true_type(), nothing);
       });
       const auto finish = [&](auto lanes) {  // a constant, but for the last channels: else sums lie in memory
         vec dD = c.dD, dbias = c.dbias;
         for (int i = 0, q = 0; i < size; ++i) {
-          vec du = dstep_u[i] * in->step[i];
-          vec ddelta = dstep[i] + dstep_u[i] * in->u[i];
-          if (s.softplus) ddelta *= logistic(in->delta[i]);
+          vec du = dstep_u[i] * in.step[i];
+          vec ddelta = dstep[i] + dstep_u[i] * in.u[i];
+          if (s.softplus) ddelta *= logistic(in.delta[i]);
           if (queries.local[q] == i) {
             du += c.p.D * dy_tile[q];
-            dD += in->u[i] * dy_tile[q++];
+            dD += in.u[i] * dy_tile[q++];
           }
           dbias += ddelta;
           store_part(rows.du(i), du, lanes);
@@ -265,7 +240,6 @@ void backward_range(const Scan& s, int64_t range) {
       };
       if (lanes == LANES) finish(std::integral_constant<int, LANES>());
       else finish(lanes);
-      std::swap(in, next);
     }
     for (int i = 0; i < size; ++i) {
       float* dB = s.dB + ((range * s.directions * s.batch + s.row) * s.length + s.token(start + i)) * s.states;

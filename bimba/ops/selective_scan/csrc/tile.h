@@ -132,27 +132,59 @@ T* of_row(const Scan& s, T* x) { return x == nullptr ? nullptr : x + s.row * s.c
 // A tile of one vector of channels: what does not depend on the state.
 struct TileInputs {
   vec u[TILE], delta[TILE], step[TILE], step_u[TILE];  // delta: with its bias, before softplus
-
-  bool is_bounded(const Parameters& p, int size) const {  // whether all exponents are within BOUND
-    // The bits of positive floats are in the order of the floats; behind them come NaN, and all that is negative.
-    uvec longest = {};
-    for (int i = 0; i < size; ++i) longest = (uvec)step[i] > longest ? (uvec)step[i] : longest;
-    return all(((ivec)longest >= 0) & ((vec)longest < p.longest));
-  }
 };
 
-// Calls for the memory of a tile in the order in which it lies there, a line of u and one of delta at a time: vector by
-// vector, rows lie too far apart for the processor to foresee them, and each waits for the memory.
+// Rows whose softplus is computed at a time: one alone is a long chain, each instruction of which waits for the last.
+constexpr int ROWS_AT_ONCE = 4;
+
+// Reads a tile, `delta` only for a backward pass. Returns whether all exponents are within BOUND.
+template <typename T>
+bool read_tile(const Scan& s, const Parameters& p, int64_t start, bool with_delta, TileInputs& in) {
+  const int size = s.size_of_tile(start);
+  const Rows<T> u_rows = s.rows<T>(s.u, s.u_strides), delta_rows = s.rows<T>(s.delta, s.delta_strides);
+  const T *u = u_rows[s.token(start)] + p.channel, *delta = delta_rows[s.token(start)] + p.channel;
+  const int64_t u_stride = s.reverse ? -u_rows.stride : u_rows.stride;
+  const int64_t delta_stride = s.reverse ? -delta_rows.stride : delta_rows.stride;
+  uvec longest = {};
+  const auto read = [&](auto lanes) {
+    for (int i = 0; i < size; i += ROWS_AT_ONCE) {
+      vec step[ROWS_AT_ONCE];
+      const auto row = [&](int k) { return std::min(i + k, size - 1); };  // behind the last one that one again
+      for (int k = 0; k < ROWS_AT_ONCE; ++k) step[k] = load_part(delta + row(k) * delta_stride, lanes) + p.bias;
+      if (with_delta)
+        for (int k = 0; k < ROWS_AT_ONCE; ++k) in.delta[row(k)] = step[k];
+      if (s.softplus) softplus(step);
+      for (int k = 0; k < ROWS_AT_ONCE; ++k) {
+        const vec x = load_part(u + row(k) * u_stride, lanes);
+        in.u[row(k)] = x;
+        in.step[row(k)] = step[k];
+        in.step_u[row(k)] = step[k] * x;
+        // The bits of positive floats are in the order of the floats; behind them come NaN, and all that is negative.
+        longest = (uvec)step[k] > longest ? (uvec)step[k] : longest;
+      }
+    }
+  };
+  if (p.lanes == LANES) read(std::integral_constant<int, LANES>());
+  else read(p.lanes);
+  return all(((ivec)longest >= 0) & ((vec)longest < p.longest));
+}
+
+// Calls for the memory of another tile in the order in which it lies there, a line of u and one of delta at a time:
+// vector by vector, rows lie too far apart for the processor to foresee them, and each waits for the memory. Every
+// vector of channels calls for as many lines as a tile has rows.
 template <typename T>
 struct Prefetcher {
   const T *u, *delta;
   int64_t u_step, delta_step;  // from behind a row to the next one
-  int64_t count, column = 0;   // in vectors
+  int64_t count, left;         // vectors in a row, and how many of them are still to come in this one
 
-  Prefetcher(const Scan& s, int64_t start, int64_t first, int64_t count) : count(count) {
+  // Of the tile at `start`; `index`: which of the `count` vectors from `first` on it is that calls.
+  Prefetcher(const Scan& s, int64_t start, int64_t first, int64_t count, int64_t index)
+      : count(count), left(count - index * TILE % count) {
     const Rows<T> u_rows = s.rows<T>(s.u, s.u_strides), delta_rows = s.rows<T>(s.delta, s.delta_strides);
-    u = u_rows[s.token(start)] + first * LANES;
-    delta = delta_rows[s.token(start)] + first * LANES;
+    const int64_t token = s.token(start + index * TILE / count), channel = (first + count - left) * LANES;
+    u = u_rows[token] + channel;
+    delta = delta_rows[token] + channel;
     u_step = (s.reverse ? -u_rows.stride : u_rows.stride) - count * LANES;
     delta_step = (s.reverse ? -delta_rows.stride : delta_rows.stride) - count * LANES;
   }
@@ -162,48 +194,10 @@ struct Prefetcher {
     __builtin_prefetch(delta);
     u += LANES;
     delta += LANES;
-    if (++column < count) return;
-    column = 0;
+    if (--left > 0) return;
+    left = count;
     u += u_step;
     delta += delta_step;
-  }
-};
-
-// Fills a TileInputs, position by position. What the vector of channels beside this one will read is called for.
-template <typename T>
-struct TileReader {
-  TileInputs* in;
-  const T *u, *delta;  // at the position to be read next
-  int64_t u_stride, delta_stride;
-  vec bias;
-  int lanes, size;
-  bool with_softplus;
-
-  TileReader(const Scan& s, const Parameters& p, int64_t start, TileInputs* in)
-      : in(in), bias(p.bias), lanes(p.lanes), size(s.size_of_tile(start)), with_softplus(s.softplus) {
-    const Rows<T> u_rows = s.rows<T>(s.u, s.u_strides), delta_rows = s.rows<T>(s.delta, s.delta_strides);
-    u = u_rows[s.token(start)] + p.channel;
-    delta = delta_rows[s.token(start)] + p.channel;
-    u_stride = s.reverse ? -u_rows.stride : u_rows.stride;
-    delta_stride = s.reverse ? -delta_rows.stride : delta_rows.stride;
-  }
-
-  void operator()(int i) { read(i, LANES); }  // of a full vector
-
-  void read_all() {
-    for (int i = 0; i < size; ++i) read(i, lanes);
-  }
-
- private:
-  void read(int i, int lanes) {
-    __builtin_prefetch(u + LANES);
-    __builtin_prefetch(delta + LANES);
-    in->u[i] = load_part(u, lanes);
-    in->delta[i] = load_part(delta, lanes) + bias;
-    in->step[i] = with_softplus ? softplus(in->delta[i]) : in->delta[i];
-    in->step_u[i] = in->step[i] * in->u[i];
-    u += u_stride;
-    delta += delta_stride;
   }
 };
 
@@ -238,12 +232,11 @@ struct GradientRows {
   float* ddelta(int i) const { return first_ddelta + i * stride; }
 };
 
-// Of K states in one step: exp(step A).
-template <bool BOUNDED, int K>
-inline void decays(vec step, const vec* A_log2, vec (&decay)[K]) {
-  if constexpr (BOUNDED) return exp2_product(step, A_log2, decay);
-  for (int k = 0; k < K; ++k) decay[k] = step * A_log2[k];
-  exp2(decay);
+// exp(step A)
+template <bool BOUNDED>
+inline vec decay_of(vec step, vec A_log2) {
+  if constexpr (BOUNDED) return exp2_product(step, A_log2);
+  return exp2(step * A_log2);
 }
 
 // Calls f<SIZE>, f<SIZE / 2>, ... on successive groups of states until all are done.
