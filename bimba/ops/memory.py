@@ -3,7 +3,8 @@
 Memory that is new comes with a page fault per page. Of 4 KiB each, in a virtual machine, these take longer than the
 scan that fills them; of 2 MiB, a twentieth of that, as long as the system has such pages. Where others have cut its
 memory into small pieces, it moves them about to make room, for 4 ms a page. So what a step of training no longer uses
-is kept for the next one, which asks for the same again, up to ``MOST_KEPT`` bytes.
+is kept for the next one, which asks for the same again, up to ``MOST_KEPT`` bytes. Without training, what takes few
+pages lies in torch's own memory, which is not new after the first call.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 MOST_KEPT = 2**27  # bytes
 _HUGE = 2**21  # bytes of a huge page: what is smaller lies in torch's own memory
+_KEPT_BY_TORCH = 2**24  # bytes: what is smaller, the C library does not give back when it is freed
 _MOST_WASTED = 0.25  # of a tensor's bytes, for the rest of its last huge page, or of the pages that it is given
 
 _kept: list[mmap.mmap] = []  # the newest last
@@ -36,7 +38,7 @@ def new(*shape: int, dtype: torch.dtype = torch.float32, keep: bool = False) -> 
             would add to the memory of a streamed sequence, which is to need little.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
-    if num_bytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if num_bytes < (_HUGE if keep else _KEPT_BY_TORCH) or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device="cpu")
     try:
         pages = (keep and _used_before(num_bytes)) or _mapped(num_bytes)
