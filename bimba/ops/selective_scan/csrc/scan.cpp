@@ -40,10 +40,10 @@ void scan_states(const TileInputs& in, int size, const TileQueries& queries, con
     meanwhile(i);
     if (queries.local[q] == i) {
       const float* c = C + q * states;
-      vec even = {}, odd = {};
+      vec even = y[q], odd = {};
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) (n % 2 ? odd : even) += h[n] * c[n];
-      y[q++] += even + odd;
+      y[q++] = even + odd;
     }
   }
 #pragma GCC unroll 16

@@ -174,28 +174,27 @@ bool read_tile(const Scan& s, const Parameters& p, int64_t start, bool with_delt
 // vector of channels calls for as many lines as a tile has rows.
 template <typename T>
 struct Prefetcher {
-  const T *u, *delta;
-  int64_t u_step, delta_step;  // from behind a row to the next one
-  int64_t count, left;         // vectors in a row, and how many of them are still to come in this one
+  const T *u, *delta;         // the first channels of a row
+  int64_t u_step, delta_step;  // to those of the next one
+  int64_t width, next;         // of a row in channels, and the one that is called for next
 
   // Of the tile at `start`; `index`: which of the `count` vectors from `first` on it is that calls.
   Prefetcher(const Scan& s, int64_t start, int64_t first, int64_t count, int64_t index)
-      : count(count), left(count - index * TILE % count) {
+      : width(count * LANES), next(index * TILE % count * LANES) {
     const Rows<T> u_rows = s.rows<T>(s.u, s.u_strides), delta_rows = s.rows<T>(s.delta, s.delta_strides);
-    const int64_t token = s.token(start + index * TILE / count), channel = (first + count - left) * LANES;
-    u = u_rows[token] + channel;
-    delta = delta_rows[token] + channel;
-    u_step = (s.reverse ? -u_rows.stride : u_rows.stride) - count * LANES;
-    delta_step = (s.reverse ? -delta_rows.stride : delta_rows.stride) - count * LANES;
+    const int64_t token = s.token(start + index * TILE / count);
+    u = u_rows[token] + first * LANES;
+    delta = delta_rows[token] + first * LANES;
+    u_step = s.reverse ? -u_rows.stride : u_rows.stride;
+    delta_step = s.reverse ? -delta_rows.stride : delta_rows.stride;
   }
 
   void operator()() {
-    __builtin_prefetch(u);
-    __builtin_prefetch(delta);
-    u += LANES;
-    delta += LANES;
-    if (--left > 0) return;
-    left = count;
+    __builtin_prefetch(u + next);
+    __builtin_prefetch(delta + next);
+    next += LANES;
+    if (next < width) return;
+    next = 0;
     u += u_step;
     delta += delta_step;
   }
