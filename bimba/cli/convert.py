@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bimba.cli.common import Commands, add_base, add_command, hush_libraries, quick_imports
+from bimba.cli.common import Commands, add_base, add_command, check_numbers, hush_libraries, quick_imports
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
@@ -28,6 +28,7 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_numbers(arguments)
     with quick_imports():
         hush_libraries()
         from rich.console import Console

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -36,16 +37,29 @@ def build(name: str, sources: Sequence[Path], headers: Sequence[Path] = ()) -> c
     Raises:
         BimbaError: no compiler, or it fails, or what it made cannot be loaded; the message says what to do.
     """
-    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
-    if compiler is None:
-        raise BimbaError("there is no C++ compiler here (c++, g++ or $CXX); install one, such as Debian's package g++")
+    compiler = _compiler()
     try:
         file = Path(f"{name}_{key_of(compiler, sources, headers)}.so")
         return _load(_cache_folder() / file) or _build(name, compiler, sources, file)
     except (OSError, RuntimeError) as error:
         raise BimbaError(
-            f"{compiler} could not compile {name} ({first_line(error)}); BIMBA works without, slower"
+            f"{shlex.join(compiler)} could not compile {name} ({first_line(error)}); BIMBA works without, slower"
         ) from error
+
+
+def _compiler() -> list[str]:
+    """The program and its first arguments: $CXX may hold some, as in "ccache g++"."""
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BimbaError(f"$CXX cannot be read as a command ({error}): {os.environ['CXX']}") from error
+    if named:
+        if (program := shutil.which(named[0])) is None:
+            raise BimbaError(f"$CXX is {shlex.join(named)}, and {named[0]} is no program here; unset it or correct it")
+        return [program, *named[1:]]
+    if (program := shutil.which("c++") or shutil.which("g++")) is None:
+        raise BimbaError("there is no C++ compiler here (c++, g++ or $CXX); install one, such as Debian's package g++")
+    return [program]
 
 
 def _load(library: Path) -> ctypes.CDLL | None:
@@ -59,7 +73,7 @@ def _load(library: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _build(name: str, compiler: str, sources: Sequence[Path], file: Path) -> ctypes.CDLL:
+def _build(name: str, compiler: Sequence[str], sources: Sequence[Path], file: Path) -> ctypes.CDLL:
     """Compiles beside the place where the library belongs, and moves it there when it is whole and loads."""
     cache = _writable(_cache_folder())
     with FileLock(cache / file.with_suffix(".lock")):
@@ -74,17 +88,17 @@ def _build(name: str, compiler: str, sources: Sequence[Path], file: Path) -> cty
         return library
 
 
-def key_of(compiler: str, sources: Sequence[Path], headers: Sequence[Path]) -> str:
+def key_of(compiler: Sequence[str], sources: Sequence[Path], headers: Sequence[Path]) -> str:
     """A hash of everything that a library depends on."""
     key = hashlib.sha256()
-    for part in (compiler, _processor(), torch.__version__, platform.machine(), *FLAGS):
+    for part in (*compiler, _processor(), torch.__version__, platform.machine(), *FLAGS):
         key.update(part.encode() + b"\0")
     for path in (*sources, *headers):
         key.update(path.read_bytes())
     return key.hexdigest()[:16]
 
 
-def _compile(compiler: str, sources: Sequence[Path], library: Path) -> None:
+def _compile(compiler: Sequence[str], sources: Sequence[Path], library: Path) -> None:
     """By the compiler alone: the sources know nothing of torch, so neither its headers nor a build tool are needed.
 
     Raises:
@@ -92,7 +106,7 @@ def _compile(compiler: str, sources: Sequence[Path], library: Path) -> None:
     """
     names = [str(source) for source in sources]
     quiet = "-Wno-maybe-uninitialized"  # GCC 12 warns of its own headers
-    command = [compiler, *FLAGS, quiet, "-shared", "-fPIC", *names, "-o", str(library)]
+    command = [*compiler, *FLAGS, quiet, "-shared", "-fPIC", *names, "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]

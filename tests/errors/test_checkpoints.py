@@ -52,6 +52,12 @@ CASES = [
         ["could not be written", "file/new", "is unchanged", "give a folder that can be written to and has room"],
     ),
     Case("convert_to_another_layout", ["convert", "good", "new", "--to", "gguf"], ["invalid choice: 'gguf'"], code=2),
+    Case(
+        "convert_with_no_frames_a_query",
+        ["convert", "good", "new", "--temporal-pooling", "0"],
+        ["--temporal-pooling is 0", "expected 1 or more"],
+        code=2,
+    ),
 ]
 
 

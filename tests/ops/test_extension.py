@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bimba.ops import extension
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +73,24 @@ def test_without_a_compiler_the_reason_is_given(tmp_path):
     assert "there is no C++ compiler here" in out and "install one" in out
 
 
+def test_a_compiler_may_be_named_with_arguments(tmp_path):
+    called = tmp_path / "called"
+    through = tmp_path / "through"  # as ccache is
+    through.write_text(f'#!/bin/sh\necho "$1" > {called}\nexec "$@"\n')
+    through.chmod(0o755)
+    out, _ = start(BIMBA_CACHE_DIR=str(tmp_path / "cache"), CXX=f"{through} c++").communicate()
+    assert out == "None\n" and called.read_text() == "c++\n"
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [("clang++-99 -v", "clang++-99 is no program here"), ("'c++", "cannot be read as a command")]
+)
+def test_a_compiler_asked_for_by_name_is_not_replaced(named, expected, tmp_path):
+    out, _ = start(BIMBA_CACHE_DIR=str(tmp_path / "cache"), CXX=named).communicate()
+    assert "$CXX" in out and expected in out
+    assert not list(tmp_path.glob("cache/*.so"))
+
+
 def test_a_compiler_that_fails_is_no_end(tmp_path):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho no licence >&2; exit 3\n")
@@ -106,6 +126,6 @@ def test_a_cache_on_a_full_disk_is_passed_over(tmp_path, monkeypatch, caplog):
 
 
 def test_another_processor_has_another_library(monkeypatch):
-    here = extension.key_of("c++", [], [])
+    here = extension.key_of(["c++"], [], [])
     monkeypatch.setattr(extension, "_processor", lambda: "a processor without AVX-512")
-    assert extension.key_of("c++", [], []) != here
+    assert extension.key_of(["c++"], [], []) != here

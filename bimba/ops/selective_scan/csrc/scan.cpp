@@ -1,9 +1,9 @@
 // The selective scan on a CPU, forward and backward.
 //
 // A thread takes one row (a sample in one direction) and a range of channels, one vector of them at a time, and walks
-// its sequence in tiles of 64 positions. The states of one group stay in registers from token to token; what does not
-// depend on them (softplus, delta * u) is computed for the next vector of channels meanwhile, and its memory called for
-// ahead. Only queries are written. The forward pass keeps the state at the start of every tile; the backward pass
+// its sequence in tiles of 64 positions. What does not depend on the states (softplus, delta * u) is computed for a whole
+// tile first; then the states of one group stay in registers from token to token, while the memory of the next tile is
+// called for. Only queries are written. The forward pass keeps the state at the start of every tile; the backward pass
 // recomputes a tile's states from it and walks the tile the other way.
 //
 // "Position" counts in the order of the scan: where a direction is reversed, position i is token L - 1 - i.
