@@ -35,7 +35,8 @@ def build(name: str, sources: Sequence[Path], headers: Sequence[Path] = ()) -> c
     if that cannot be written to, a temporary one that goes with this process.
 
     Raises:
-        BimbaError: no compiler, or it fails, or what it made cannot be loaded; the message says what to do.
+        BimbaError: no compiler, or $CXX names none, or it fails, or what it made cannot be loaded; the message says
+            what to do.
     """
     compiler = _compiler()
     try:

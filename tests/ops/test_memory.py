@@ -85,11 +85,20 @@ def test_what_is_let_go_of_is_used_again():
     assert kept(2**20 + 1).data_ptr() != place
 
 
-def test_without_gradients_nothing_is_kept():
+def test_without_training_little_is_kept_and_nothing_of_trainings_is_taken():
     memory.release()
-    x = memory.new(2**22)
+    x = kept(2**20)
+    place = x.data_ptr()
     del x
-    assert memory._kept == []
+    assert memory.new(2**20).data_ptr() != place
+    small, large = memory.new(2**20), memory.new(2**23)
+    place = small.data_ptr()
+    del small, large
+    assert memory.new(2**20).data_ptr() == place
+    tensors = [memory.new(2**20) for _ in range(6)]
+    del tensors
+    assert sum(map(len, memory._kept[False].pages)) == memory.MOST_KEPT_IDLE
+    memory.release()
 
 
 def test_of_what_is_kept_the_smallest_that_fits():
@@ -105,16 +114,16 @@ def test_of_what_is_kept_the_smallest_that_fits():
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes(monkeypatch):
     memory.release()
-    monkeypatch.setattr(memory, "MOST_KEPT", 2**24)
+    monkeypatch.setattr(memory._kept[True], "most", 2**24)
     tensors = [kept(i * 2**19) for i in (1, 2, 3, 4)]  # as many huge pages
     while tensors:
         del tensors[0]
-    assert [len(pages) // 2**21 for pages in memory._kept] == [3, 4]  # of eight that there may be
+    assert [len(pages) // 2**21 for pages in memory._kept[True].pages] == [3, 4]  # of eight that there may be
     large = kept(2**23)
     del large
-    assert len(memory._kept) == 2  # too large to be kept, and drives nothing out
+    assert len(memory._kept[True].pages) == 2  # too large to be kept, and drives nothing out
     memory.release()
-    assert memory._kept == []
+    assert memory._kept[True].pages == []
 
 
 def test_threads_do_not_get_the_same_memory():

@@ -30,7 +30,6 @@ struct Arguments {
 };
 
 static inline void store_part(uint16_t* p, vec x, int lanes) {  // to the nearest bfloat16, ties to the even one
-  typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
   const uvec bits = (uvec)x;
   uvec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   rounded = x == x ? rounded : (uvec{} + 0x7fc0u);

@@ -1,10 +1,10 @@
 // The selective scan on a CPU, forward and backward.
 //
 // A thread takes one row (a sample in one direction) and a range of channels, one vector of them at a time, and walks
-// its sequence in tiles of 64 positions. What does not depend on the states (softplus, delta * u) is computed for a whole
-// tile first; then the states of one group stay in registers from token to token, while the memory of the next tile is
-// called for. Only queries are written. The forward pass keeps the state at the start of every tile; the backward pass
-// recomputes a tile's states from it and walks the tile the other way.
+// its sequence in tiles of 64 positions. What does not depend on the states (softplus, delta * u) is computed for a
+// whole tile first; then the states of one group stay in registers from token to token, while the memory of the next
+// tile is called for. Only queries are written. The forward pass keeps the state at the start of every tile; the
+// backward pass recomputes a tile's states from it and walks the tile the other way.
 //
 // "Position" counts in the order of the scan: where a direction is reversed, position i is token L - 1 - i.
 
@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -86,16 +87,16 @@ void forward_range(const Scan& s, int64_t range) {
         __builtin_prefetch(y + queries.output[q] * s.channels, 1);  // to be written
       }
       Prefetcher<T> prefetcher(s, next_start, first, last - first, v - first);
-      const auto call_ahead = [&](int) { prefetcher(); };
-      const auto nothing = [](int) {};
       for_groups<FORWARD_GROUP>(s.states, [&](auto group, int64_t n) {
-        const auto scan = [&](auto of_bounded, auto meanwhile) {
-          scan_states<group(), of_bounded()>(in, size, queries, &B_tile[n], &C_tile[n], s.states, &c.p.A_log2[n],
-                                              &c.h[n], y_tile, meanwhile);
+        const auto call_ahead = [&](int) {
+          if (n == 0) prefetcher();
         };
-        if (!bounded) scan(std::false_type(), nothing);
-        else if (n == 0) scan(std::true_type(), call_ahead);
-        else scan(std::true_type(), nothing);
+        const auto scan = [&](auto of_bounded) {
+          scan_states<group(), of_bounded()>(in, size, queries, &B_tile[n], &C_tile[n], s.states, &c.p.A_log2[n],
+                                              &c.h[n], y_tile, call_ahead);
+        };
+        if (bounded) scan(std::true_type());
+        else scan(std::false_type());
       });
       for (int q = 0; q < queries.count; ++q)
         store_part(y + queries.output[q] * s.channels, y_tile[q], c.p.lanes);
@@ -205,21 +206,20 @@ void backward_range(const Scan& s, int64_t range) {
       for (int64_t n = 0; n < s.states; ++n) h_start[n] = load_part(saved + n * s.channels, lanes);
       const GradientRows rows(s, start, channel);
       Prefetcher<T> prefetcher(s, next_start, first, last - first, v - first);
-      const auto call_ahead = [&](int i) {
-        __builtin_prefetch(rows.du(i), 1);  // to be written: stores that miss would hold up all behind them
-        __builtin_prefetch(rows.ddelta(i), 1);
-        prefetcher();
-      };
-      const auto nothing = [](int) {};
       for_groups<BACKWARD_GROUP>(s.states, [&](auto group, int64_t n) {
-        const auto scan = [&](auto of_bounded, auto meanwhile) {
-          backward_states<group(), of_bounded()>(in, size, queries, &B_tile[n], &C_tile[n], s.states,
-                                                 &c.p.A_log2[n], &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u,
-                                                 &c.dA[n], meanwhile);
+        const auto call_ahead = [&](int i) {
+          if (n != 0) return;
+          __builtin_prefetch(rows.du(i), 1);  // to be written: stores that miss would hold up all behind them
+          __builtin_prefetch(rows.ddelta(i), 1);
+          prefetcher();
         };
-        if (!bounded) scan(std::false_type(), call_ahead);
-        else if (n == 0) scan(std::true_type(), call_ahead);
-        else scan(std::true_type(), nothing);
+        const auto scan = [&](auto of_bounded) {
+          backward_states<group(), of_bounded()>(in, size, queries, &B_tile[n], &C_tile[n], s.states, &c.p.A_log2[n],
+                                                 &h_start[n], &c.e[n], dy_tile, sums, n, dstep, dstep_u, &c.dA[n],
+                                                 call_ahead);
+        };
+        if (bounded) scan(std::true_type());
+        else scan(std::false_type());
       });
       const auto finish = [&](auto lanes) {  // a constant, but for the last channels: else sums lie in memory
         vec dD = c.dD, dbias = c.dbias;

@@ -131,7 +131,8 @@ T* of_row(const Scan& s, T* x) { return x == nullptr ? nullptr : x + s.row * s.c
 
 // A tile of one vector of channels: what does not depend on the state.
 struct TileInputs {
-  vec u[TILE], delta[TILE], step[TILE], step_u[TILE];  // delta: with its bias, before softplus
+  vec u[TILE], step[TILE], step_u[TILE];
+  vec delta[TILE];  // with its bias, before softplus; of a backward pass only
 };
 
 // Rows whose softplus is computed at a time: one alone is a long chain, each instruction of which waits for the last.
@@ -171,10 +172,11 @@ bool read_tile(const Scan& s, const Parameters& p, int64_t start, bool with_delt
 
 // Calls for the memory of another tile in the order in which it lies there, a line of u and one of delta at a time:
 // vector by vector, rows lie too far apart for the processor to foresee them, and each waits for the memory. Every
-// vector of channels calls for as many lines as a tile has rows.
+// vector of channels calls for as many lines as a tile has rows; beside a short tile some are left out, or called for
+// beyond the sequence, which does nothing.
 template <typename T>
 struct Prefetcher {
-  const T *u, *delta;         // the first channels of a row
+  const T *u, *delta;          // the first channels of a row
   int64_t u_step, delta_step;  // to those of the next one
   int64_t width, next;         // of a row in channels, and the one that is called for next
 

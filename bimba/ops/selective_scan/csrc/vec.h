@@ -1,7 +1,7 @@
 // One register of floats at a time, and the functions of them that the scan needs. One lane is one channel.
 //
 // GCC's and Clang's vector extension: the code is the same for AVX-512, AVX2 and what has only four lanes. Only exp2
-// uses instructions of its own under AVX-512.
+// and exp2_product use instructions of their own under AVX-512.
 #pragma once
 
 #include <cstdint>
@@ -124,7 +124,8 @@ static inline vec exp2_product(vec a, vec b) {
   return power * ((f * 0.240227681f + 0.693155311f) * f) + power;
 #else
   const float magic = 12582912.0f;
-  const vec x = a * b, n = x + magic, f[1] = {x - (n - magic)};
+  const vec x = a * b, n = x + magic;
+  const vec f[1] = {x - (n - magic)};
   vec power[1];
   exp2_polynomial(f, power);
   return (vec)((ivec)power[0] + ((ivec)n << 23));
