@@ -55,7 +55,8 @@ class _Kept:
             self.pages.clear()
 
 
-_kept = {True: _Kept(MOST_KEPT), False: _Kept(MOST_KEPT_IDLE)}  # apart, so that a validation takes nothing of training's
+# Apart, so that a validation takes nothing of what training keeps.
+_kept = {True: _Kept(MOST_KEPT), False: _Kept(MOST_KEPT_IDLE)}
 
 
 def new(*shape: int, dtype: torch.dtype = torch.float32, keep: bool = False) -> Tensor:
