@@ -32,6 +32,27 @@ class UsageError(BimbaError):
     """Arguments that do not go together, or that no file or model is needed to refuse."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A command whose words may stand anywhere among its options: ``ask VIDEO --short QUESTION``.
+
+    To argparse, words that may be none (``nargs="*"``) are none as soon as an option follows the word before them, and
+    those behind that option are unknown (Python 3.11). So with such words options are parsed first.
+    """
+
+    _options_first = True
+
+    def parse_known_args(  # type: ignore[override]  # overloaded there, for namespaces of other types
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if not (self._options_first and any(action.nargs == "*" for action in self._get_positional_actions())):
+            return super().parse_known_args(args, namespace)
+        self._options_first = False  # the method calls this one
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._options_first = True
+
+
 def add_command(
     commands: Commands, name: str, summary: str, description: str, examples: Sequence[str]
 ) -> argparse.ArgumentParser:

@@ -55,6 +55,27 @@ def test_help_imports_neither_torch_nor_transformers(names):
     assert done.stdout.endswith("\n[]\n")
 
 
+@pytest.mark.parametrize(
+    ("typed", "key", "expected"),
+    [
+        ("ask clip.mp4 --checkpoint folder Who?", "questions", ["Who?"]),
+        ("ask clip.mp4 --short Who? --frames 8 When? --json", "questions", ["Who?", "When?"]),
+        ("ask clip.mp4 --frames 8 -- -5?", "questions", ["-5?"]),
+        ("ask clip.mp4 --questions file.txt", "questions", []),
+        ("data check needle --workers 2 seed=1", "overrides", ["seed=1"]),
+    ],
+)
+def test_words_may_stand_behind_options(typed, key, expected):
+    assert getattr(cli.build_parser().parse_args(typed.split()), key) == expected
+
+
+def test_what_is_no_option_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ask", "clip.mp4", "--shrot", "Who?"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --shrot" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_a_script_gets_its_arguments_as_they_are(name, monkeypatch):
     """Also those that look like options of ours."""
