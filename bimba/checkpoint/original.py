@@ -92,23 +92,27 @@ def read_config(folder: Path, base: BimbaConfig | None = None) -> BimbaConfig:
         BimbaError: no or another kind of ``config.json``, or an adapter of other sizes than its base.
     """
     config = _read_original_config(folder, {} if base is None else base.original_config or {})
-    scaling = dict(config.get("rope_scaling") or {})
-    if "type" in scaling:
-        scaling["rope_type"] = scaling.pop("type")  # its name in older releases of transformers
-    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta", 1e4), **scaling}
     with explained(folder / "config.json", "model"):
-        return BimbaConfig(
-            vision_config=_vision_config(folder) if base is None else base.vision_config,
-            text_config={**{key: config[key] for key in _TEXT_KEYS if key in config}, "rope_parameters": rope},
-            compressor=dict(COMPRESSOR) if config.get("compressor_type") else None,
-            temporal_pooling=config.get("temporal_pooling", 1),
-            newline_position=config.get("mm_newline_position", _NEWLINE_IF_ABSENT),
-            **{**_SILENT, **_of_ours(config, folder)},
-            image_grid_pinpoints=config.get("image_grid_pinpoints"),
-            image_max_tiles=_max_tiles(config),
-            original_config=config,
-            dtype=config.get("torch_dtype"),
-        )
+        sizes = {key: config[key] for key in _TEXT_KEYS if key in config}
+        parts = {
+            "vision_config": _vision_config(folder) if base is None else base.vision_config,
+            "text_config": {**sizes, "rope_parameters": _rope_parameters(config)},
+            **_SILENT,
+            **_of_ours(config, folder),
+        }
+        try:
+            return BimbaConfig(
+                **parts,
+                compressor=dict(COMPRESSOR) if config.get("compressor_type") else None,
+                temporal_pooling=config.get("temporal_pooling", 1),
+                newline_position=config.get("mm_newline_position", _NEWLINE_IF_ABSENT),
+                image_grid_pinpoints=config.get("image_grid_pinpoints"),
+                image_max_tiles=_max_tiles(config),
+                original_config=config,
+                dtype=config.get("torch_dtype"),
+            )
+        except BimbaError as error:  # knows nothing of files
+            raise BimbaError(f"{folder / 'config.json'}: {error}") from error
 
 
 def _read_original_config(folder: Path, of_base: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +149,14 @@ def _read_original_config(folder: Path, of_base: dict[str, Any]) -> dict[str, An
     return config
 
 
+def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """The rotary positions of an original's ``config.json``, as transformers has them now."""
+    scaling = dict(config.get("rope_scaling") or {})
+    if "type" in scaling:
+        scaling["rope_type"] = scaling.pop("type")  # its name in older releases of transformers
+    return {"rope_type": "default", "rope_theta": config.get("rope_theta", 1e4), **scaling}
+
+
 def _of_ours(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What we wrote into an original's ``config.json``: see _SILENT."""
     ours = config.get(_OURS, {})
@@ -164,7 +176,7 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
     """Writes ``config.json`` (and the tower's sizes, if they are not the original's) for the original to read.
 
     Raises:
-        BimbaError: the original has no such compressor.
+        BimbaError: the original has no such compressor, or no such rotary positions.
     """
     compressor, theirs = what_it_computes(config.compressor), what_it_computes(COMPRESSOR)
     if compressor not in ({}, what_it_computes({"name": "pool"}), theirs):
@@ -187,6 +199,12 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
         "mm_newline_position": config.newline_position,
         "torch_dtype": dtype,
     }
+    read_back = _rope_parameters(written)
+    if any(text.rope_parameters.get(key) != value for key, value in read_back.items()):
+        raise BimbaError(
+            f"The language model has rope_parameters={text.rope_parameters}; the original's would have {read_back}. "
+            "Keep this checkpoint in our format."
+        )
     written.setdefault("tokenizer_model_max_length", text.max_position_embeddings)
     if config.image_max_tiles is not None:
         written.setdefault("image_aspect_ratio", f"anyres_max_{config.image_max_tiles}")

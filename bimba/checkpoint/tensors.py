@@ -24,6 +24,12 @@ from bimba.types import BimbaError, first_line
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS = b"version https://git-lfs"
 _PULL = "Run `git lfs pull` in its repository."
+
+# What torch's reader trips over in a damaged pickle or archive.
+_DAMAGED = (
+    pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, ValueError, EOFError, LookupError, TypeError,
+    AttributeError,
+)  # fmt: skip
 _LONGEST_HEADER = 100 * 1024**2  # bytes, as the safetensors format has it
 
 
@@ -137,7 +143,7 @@ def binary_tensors(path: Path) -> dict[str, Stored]:
     try:
         mapped = zipfile.is_zipfile(path)  # all but files of torch before 1.6, which cannot be mapped into memory
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+    except _DAMAGED as error:
         raise BimbaError(_what_is_wrong(path, error)) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BimbaError(f"{path} holds something else than named tensors; expected a state dict. {FETCH_AGAIN}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from originals import ADAPTER, BASE, FULL, copy_of, shard
+from originals import ADAPTER, BASE, FULL, copy_of, edit_json, shard
 from safetensors.torch import load_file
 
 from bimba.checkpoint import convert, load_pretrained
@@ -97,6 +97,18 @@ def test_the_originals_layout_holds_a_compressor_that_began_in_another_way(tmp_p
     (tmp_path / "ours/config.json").write_text(json.dumps(config))
     convert(tmp_path / "ours", tmp_path / "back", to="original")
     assert json.loads((tmp_path / "back/config.json").read_text())["compressor_type"] == "bimba"
+
+
+def test_the_originals_layout_holds_what_it_says_of_positions_and_no_more(tmp_path):
+    scaled = copy_of(FULL, tmp_path / "scaled")
+    edit_json(scaled / "config.json", lambda config: config.update(rope_scaling={"type": "linear", "factor": 2.0}))
+    convert(scaled, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((scaled / "config.json").read_text())
+    edit_json(tmp_path / "ours/config.json", lambda config: config["text_config"]["rope_parameters"].update(factor=4.0))
+    with pytest.raises(BimbaError, match="has rope_parameters=.*'factor': 4.0.*would have .*'factor': 2.0"):
+        convert(tmp_path / "ours", tmp_path / "other", to="original")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_missing_shard_is_seen_before_anything_is_written(tmp_path):

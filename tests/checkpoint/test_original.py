@@ -124,7 +124,7 @@ def test_loads_are_strict(full, change, words):
         ({"mm_projector_type": ABSENT}, "mm_projector_type='linear' .the default."),
         ({"mm_patch_merge_type": ABSENT}, "mm_patch_merge_type='flat' .the default."),
         ({"num_hidden_layers": ABSENT}, "does not say num_hidden_layers"),
-        ({"temporal_pooling": 0}, "temporal_pooling is 0"),
+        ({"temporal_pooling": 0}, "config.json: temporal_pooling is 0"),
         ({"bimba": {"num_frame": 3}}, "has bimba={'num_frame': 3}; expected some of"),
         ({"bimba": {"num_frames": -3}}, "num_frames is -3"),
         ({"bimba": {"newline_after_medium": "false"}}, "has bimba="),
@@ -135,6 +135,7 @@ def test_loads_are_strict(full, change, words):
         ({"hidden_act": "foo"}, "config.json makes no model: .*foo"),
         ({"torch_dtype": "foo"}, "config.json makes no model: .*foo"),
         ({"temporal_pooling": "2"}, "config.json makes no model"),
+        ({"rope_scaling": "linear"}, "config.json makes no model"),
     ],
 )
 def test_what_would_be_another_function_is_refused(full, change, words):
@@ -225,6 +226,22 @@ def test_a_bin_of_something_else_than_tensors(tmp_path):
     adapter = copy_of(ADAPTER, tmp_path)
     torch.save([1, 2], adapter / "non_lora_trainables.bin")
     with pytest.raises(BimbaError, match="something else than named tensors"):
+        load_pretrained(adapter, base=BASE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps({"a": 1}, 2)[:2] + b".",  # ends before anything was put on the stack
+        b"t" + pickle.dumps({"a": 1}),  # takes a tuple from an empty stack
+        b"PK\6\7" + struct.pack("<LQL", 0, 0, 2) + b"PK\5\6" + bytes(18),  # an archive over two disks
+    ],
+    ids=["nothing", "stack", "disks"],
+)
+def test_a_damaged_bin_is_named(tmp_path, content):
+    adapter = copy_of(ADAPTER, tmp_path)
+    (adapter / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(BimbaError, match=r"adapter_model\.bin"):
         load_pretrained(adapter, base=BASE)
 
 
