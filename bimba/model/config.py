@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,26 @@ class BimbaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # AutoModel asks for the class that is registered for a configuration: whoever has one may ask.
         import_module("bimba.model.bimba")
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``from_pretrained`` builds a configuration of.
+
+        Raises:
+            BimbaError: the checkpoint is of another model. transformers would warn, and then make a model with random
+                weights, as none of their names is ours.
+        """
+        config, others = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise BimbaError(
+                f"The checkpoint {os.fspath(pretrained_model_name_or_path)} is of model type {model_type!r}; expected "
+                f"{cls.model_type!r}. LLaVA-Video's and BIMBA's published checkpoints are read by "
+                "bimba.checkpoint.load_pretrained, and made into ours by `bimba convert`."
+            )
+        return config, others
 
     @property
     def patch_grid(self) -> int:

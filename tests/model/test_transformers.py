@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_save_and_load(parts, tmp_path):
     assert again.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
     assert BimbaProcessor.from_pretrained(tmp_path).num_frames == processor.num_frames
+
+
+@pytest.mark.parametrize("cls", [BimbaForConditionalGeneration, BimbaConfig])
+def test_a_checkpoint_of_the_original_is_no_model_with_random_weights(cls, folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "llava_qwen"}))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(BimbaError, match=f"{tmp_path} is of model type 'llava_qwen'.*checkpoint.load_pretrained"):
+        cls.from_pretrained(tmp_path)
 
 
 def test_the_auto_classes_load_it(parts, folder):
