@@ -6,6 +6,8 @@ python -m bimba.report.demo --before outputs/demo/before --after outputs/demo/af
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,11 +69,22 @@ def next_steps(checkpoint: str) -> str:
     return "\n".join(
         [
             "What to try next:",
+            *_activation(),
             f'  bimba ask VIDEO.mp4 "Which digit appears in the video?" --short --checkpoint {checkpoint}',
             f"  lmms-eval --model bimba --model_args pretrained={checkpoint} --tasks bimba_needle --batch_size 1",
             "  python train.py --help",
         ]
     )
+
+
+def _activation() -> list[str]:
+    """What makes the shell find these commands if it is not in the virtual environment that has them: that of make."""
+    activate = Path(sys.prefix) / "bin" / "activate"
+    used = os.path.realpath(os.environ.get("VIRTUAL_ENV", os.devnull)) == os.path.realpath(sys.prefix)
+    if sys.prefix == sys.base_prefix or used or not activate.is_file():
+        return []
+    here = os.path.relpath(activate)
+    return [f"  source {shlex.quote(str(activate) if here.startswith('..') else here)}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,22 @@ def test_the_summary_joins_before_and_after(tmp_path, capsys):
     assert "| retrieval | 30.0 % | 70.0 % | 65.3 to 74.3 % | 25.0 % | 400 |" in (tmp_path / "summary.md").read_text()
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_the_next_steps_begin_with_the_virtual_environment_unless_the_shell_is_in_it(tmp_path, monkeypatch, used):
+    """``make`` has made it, and who typed ``make demo`` has not activated it."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.prefix", str(tmp_path / ".venv"))
+    if used:
+        monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    else:
+        monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    lines = demo.next_steps("checkpoint").splitlines()
+    assert ("  source .venv/bin/activate" in lines) is not used
+    assert any(line.startswith("  bimba ask") for line in lines)
+
+
 def test_different_questions_are_not_compared(tmp_path, capsys):
     before = write_run(tmp_path / "before", {"retrieval": 1}, n=4)
     after = write_run(tmp_path / "after", {"retrieval": 1}, n=5)
