@@ -50,10 +50,13 @@ def check(config: DictConfig) -> None:
     source = config.benchmark.get("source", SOURCES[0])
     if source not in SOURCES:
         raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
-    for key in ("limit", "decode_deadline_s"):
+    for key, zero in (("limit", False), ("decode_deadline_s", True)):  # no seconds are any number; no questions, none
         value = config[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise BimbaError(f"{key} is {value!r}; expected a number of at least 0, or null.")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and (value > 0 or (zero and value == 0))):
+            raise BimbaError(
+                f"{key} is {value!r}; expected a number of {'at least' if zero else 'more than'} 0, or null."
+            )
     for key in ("num_frames", "temporal_pooling"):
         value = config[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

@@ -83,10 +83,10 @@ class Source:
         """Overrides what the checkpoint says.
 
         Raises:
-            BimbaError: less than one frame, or a compressor whose ``reduction`` says otherwise.
+            BimbaError: not one or more whole frames, or a compressor whose ``reduction`` says otherwise.
         """
-        if temporal_pooling < 1:
-            raise BimbaError(f"temporal_pooling is {temporal_pooling}; expected 1 or more frames.")
+        if not isinstance(temporal_pooling, int) or temporal_pooling < 1:  # lmms-eval reads 2.5 of its command line
+            raise BimbaError(f"temporal_pooling is {temporal_pooling!r}; expected 1 or more frames, a whole number.")
         reduction = reduction_of(self.config.compressor)
         if reduction is not None and reduction[0] != temporal_pooling:
             raise BimbaError(

@@ -231,9 +231,10 @@ def test_a_saved_checkpoint_is_readable_by_others(saved):
     assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o644}
 
 
-def test_pooling_of_no_frames(saved):
-    with pytest.raises(BimbaError, match="temporal_pooling is 0"):
-        load_pretrained(saved, temporal_pooling=0)
+@pytest.mark.parametrize("frames", [0, 2.5, "2"])
+def test_pooling_of_no_frames_or_of_parts_of_them(saved, frames):
+    with pytest.raises(BimbaError, match=f"temporal_pooling is {frames!r}; expected 1 or more frames, a whole number"):
+        load_pretrained(saved, temporal_pooling=frames)
 
 
 # -- folders that are no checkpoint ------------------------------------------------------------------------------
