@@ -19,12 +19,14 @@ from bimba.data.transform import frames_to_pixels
 from bimba.inference.engine import VideoQA
 from bimba.ops import selective_scan
 from bimba.ops.selective_scan import REGISTRY
+from bimba.ops.triton_support import interpreted
 from bimba.report.doctor import Finding
 from bimba.types import BimbaError
 
 NUM_FRAMES = 8
 _TOLERANCE = 1e-4  # of float32 sums in another order, relative to the largest output
 _BATCH, _CHANNELS, _STATES, _LENGTH = 1, 32, 16, 512
+_LENGTH_INTERPRETED = 72  # over the border of a kernel's block of 64; Triton's interpreter takes 0.1 s a position
 
 
 class _Broken(Exception):
@@ -99,35 +101,37 @@ def _compare(backend: str) -> str:
         BimbaError: they differ, or the backend takes such inputs on no device that is here.
     """
     refusal: BimbaError | None = None
+    length = _LENGTH_INTERPRETED if backend == "triton" and interpreted() else _LENGTH
     for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
         try:
-            got = _scan(backend, device)
+            got = _scan(backend, device, length)
         except BimbaError as error:
             refusal = error
             continue
-        expected = _scan("reference", device)
-        worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, expected))
+        expected = _scan("reference", device, length)
+        errors = [(a - b).abs().max() / b.abs().max() for a, b in zip(got, expected)]
+        worst = float(torch.stack(errors).max())  # NaN if one is, which Python's max would pass over
         if not worst <= _TOLERANCE:
             raise BimbaError(f"It differs from the reference by {worst:.1e} on {device}; expected {_TOLERANCE:.0e}.")
         return f"agrees with the reference to {worst:.0e} on {device},"
     raise refusal or BimbaError("There is no device.")
 
 
-def _scan(backend: str, device: str) -> list[torch.Tensor]:
+def _scan(backend: str, device: str, length: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator).to(device)
 
     tensors = []
-    query_index = torch.arange(4, _LENGTH, 5, device=device)
+    query_index = torch.arange(4, length, 5, device=device)
     for reverse in (False, True):
-        u = normal(_BATCH, _CHANNELS, _LENGTH).requires_grad_()
+        u = normal(_BATCH, _CHANNELS, length).requires_grad_()
         y = selective_scan(
             u,
-            normal(_BATCH, _CHANNELS, _LENGTH),
+            normal(_BATCH, _CHANNELS, length),
             -torch.exp(normal(_CHANNELS, _STATES)),
-            normal(_BATCH, _STATES, _LENGTH),
+            normal(_BATCH, _STATES, length),
             normal(_BATCH, _STATES, len(query_index)),
             D=normal(_CHANNELS),
             delta_softplus=True,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bimba.model.directions import Directions as CommonDirections
-from bimba.model.directions import keep_wide, of_mixer, stacked, start_steps, wide
+from bimba.model.directions import check_sizes, keep_wide, of_mixer, stacked, start_steps, wide
 from bimba.model.mamba import RMSNorm
 from bimba.ops import bidirectional_conv1d
 from bimba.ops.ssd import ssd
@@ -51,6 +51,7 @@ class Mamba2Mixer(nn.Module):
         bidirectional: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes(d_state=d_state, d_conv=d_conv, expand=expand)
         self.d_inner = expand * hidden_size
         self.head_dim = min(head_dim, self.d_inner)
         if head_dim < 1 or self.d_inner % self.head_dim:

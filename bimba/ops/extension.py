@@ -64,11 +64,9 @@ def _compiler() -> list[str]:
 
 
 def _load(library: Path) -> ctypes.CDLL | None:
-    """A library that was compiled before; None if there is none, or one that another system made."""
-    if not library.exists():
-        return None
+    """A library that was compiled before; None if there is none, one that another system made, or one closed to us."""
     try:
-        return ctypes.CDLL(str(library))
+        return ctypes.CDLL(str(library)) if library.exists() else None
     except OSError as error:
         log.info("%s cannot be loaded here (%s) and is compiled again", library, error)
         return None
@@ -76,8 +74,9 @@ def _load(library: Path) -> ctypes.CDLL | None:
 
 def _build(name: str, compiler: Sequence[str], sources: Sequence[Path], file: Path) -> ctypes.CDLL:
     """Compiles beside the place where the library belongs, and moves it there when it is whole and loads."""
-    cache = _writable(_cache_folder())
-    with FileLock(cache / file.with_suffix(".lock")):
+    lock = file.with_suffix(".lock")
+    cache = _writable(_cache_folder(), lock)
+    with FileLock(cache / lock):
         if (library := _load(cache / file)) is not None:
             return library  # another process was quicker
         log.info("Compiling %s for this processor, once; it goes to %s", name, cache)
@@ -131,10 +130,11 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimba"
 
 
-def _writable(folder: Path) -> Path:
+def _writable(folder: Path, lock: Path) -> Path:
     """``folder``, or a temporary one that is deleted when this process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / lock).open("a").close()  # in a shared folder it may be that of another user, who was cut off
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0" * 2**20)  # a full disk says so here, not halfway through a compilation
             file.flush()

@@ -13,6 +13,7 @@ from bimba import cli
 from bimba.cli import self_test
 from bimba.ops.selective_scan import REGISTRY
 from bimba.report import doctor
+from bimba.types import BimbaError
 
 
 def examined(capsys) -> tuple[int, dict[str, str]]:
@@ -114,6 +115,32 @@ def test_a_backend_that_is_wrong_is_found(few_backends, monkeypatch):
     assert "differs from the reference by 1.0e-02 on cpu; expected 1e-04" in found["self test: scan by chunked"].state
     assert found["self test: answer"].ok
     assert said[0] == "write a clip"
+
+
+def test_a_backend_whose_gradients_are_not_numbers_is_found(few_backends, monkeypatch):
+    chunked = REGISTRY.backends["chunked"]
+
+    def backward(*inputs):
+        du, *others = chunked.backward(*inputs)
+        return (du * float("nan"), *others)
+
+    monkeypatch.setitem(REGISTRY.backends, "chunked", replace(chunked, backward=backward))
+    with pytest.raises(BimbaError, match="differs from the reference by nan on cpu"):
+        self_test._compare("chunked")
+
+
+def test_tritons_interpreter_is_tried_on_few_positions(monkeypatch):
+    lengths = []
+
+    def reference(scan, save):
+        lengths.append(scan.u.shape[2])
+        return REGISTRY.backends["reference"].forward(scan, save)
+
+    triton = replace(REGISTRY.backends["reference"], forward=reference)
+    monkeypatch.setitem(REGISTRY.backends, "triton", triton)
+    monkeypatch.setattr(self_test, "interpreted", lambda: True)
+    assert "agrees with the reference" in self_test._compare("triton")
+    assert lengths == [72, 72]  # 512 took minutes
 
 
 def test_a_step_that_breaks_is_told_and_those_behind_it_are_left_out(few_backends, monkeypatch, capsys):

@@ -110,15 +110,20 @@ def test_a_very_long_sequence():
 
 
 @pytest.mark.parametrize("axis", ["samples", "tokens"])
-def test_offsets_beyond_32_bits(axis):
-    """Rows that lie 2^30 elements apart, the last one beyond 2^31; the memory between them is never touched."""
+@pytest.mark.parametrize("reverse", [False, True])
+def test_offsets_beyond_32_bits(axis, reverse):
+    """Rows that lie 2^30 elements apart, the last one beyond 2^31; the memory between them is never touched.
+
+    Reversed, a tile begins at the last row, not at the first.
+    """
     inputs = {name: x.to(torch.bfloat16) for name, x in make_inputs((3, 16, 4, 3)).items() if name != "z"}
-    expected = selective_scan(**inputs, delta_softplus=True, backend="cpp")
+    options = {"delta_softplus": True, "reverse": reverse, "backend": "cpp"}
+    expected = selective_scan(**inputs, **options)
     far = 2**30 + 8
     strides = (far, 16, 1) if axis == "samples" else (64, far, 1)
     u = torch.empty(2 * far + 256, dtype=torch.bfloat16).as_strided((3, 3, 16), strides)
     u.copy_(inputs["u"].transpose(1, 2))
-    y = selective_scan(**inputs | {"u": u.transpose(1, 2)}, delta_softplus=True, backend="cpp")
+    y = selective_scan(**inputs | {"u": u.transpose(1, 2)}, **options)
     assert torch.equal(y, expected)
 
 

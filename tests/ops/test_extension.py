@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -104,9 +106,42 @@ def test_a_cache_that_cannot_be_written_to_is_passed_over(tmp_path, monkeypatch,
     (tmp_path / "file").touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with caplog.at_level("INFO"):
-        folder = extension._writable(tmp_path / "file")
+        folder = extension._writable(tmp_path / "file", Path("lock"))
     assert folder.is_dir() and folder.parent == tmp_path
     assert "cannot be written to" in caplog.text
+
+
+@contextlib.contextmanager
+def somebody_else():
+    """Not root, to whom nothing is closed."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_cache_that_is_closed_to_the_user_is_passed_over(tmp_path, caplog):
+    closed = tmp_path / "closed"  # such as the home folder of the user that a container's image was made for
+    closed.mkdir(mode=0o000)
+    with somebody_else(), caplog.at_level("INFO"):
+        assert extension._load(closed / "bimba" / "bimba_scan.so") is None
+        folder = extension._writable(closed / "bimba", Path("lock"))
+    assert folder.is_dir() and closed not in folder.parents
+    assert "cannot be written to" in caplog.text
+
+
+def test_a_lock_of_somebody_else_is_passed_over():
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to others
+        shared = Path(name)
+        shared.chmod(0o777)
+        (shared / "lock").touch()
+        (shared / "lock").chmod(0o444)
+        with somebody_else():
+            folder = extension._writable(shared, Path("lock"))
+        assert folder.is_dir() and folder != shared
 
 
 class FullDisk(io.BytesIO):
@@ -120,7 +155,7 @@ def test_a_cache_on_a_full_disk_is_passed_over(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: FullDisk())
     with caplog.at_level("INFO"):
-        folder = extension._writable(tmp_path / "cache")
+        folder = extension._writable(tmp_path / "cache", Path("lock"))
     assert folder.is_dir() and folder.parent == tmp_path and folder.name != "cache"
     assert "No space left on device" in caplog.text
 

@@ -73,6 +73,12 @@ def test_options_reach_the_compressor() -> None:
         ({"name": "mamba", "query_position": "left"}, "query_position='left' is unknown; choose one of: interleaved"),
         ({"name": "mamba", "mixer": "lstm"}, "mixer='lstm' is unknown; choose one of: mamba, attention"),
         ({"name": "mamba", "num_layers": 0}, "num_layers must be at least 1, received 0"),
+        ({"name": "mamba", "d_state": 0}, "d_state must be a whole number, 1 or more, received 0"),
+        ({"name": "mamba", "d_state": 8.5}, "d_state must be a whole number, 1 or more, received 8.5"),
+        ({"name": "mamba", "d_conv": 0}, "d_conv must be a whole number"),
+        ({"name": "gated_patch", "expand": 0}, "expand must be a whole number"),
+        ({"name": "mamba2", "d_state": 0}, "d_state must be a whole number"),
+        ({"name": "mamba2", "expand": 0}, "expand must be a whole number"),
     ],
 )
 def test_wrong_configs_are_explained(config: dict, message: str) -> None:
