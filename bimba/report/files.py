@@ -90,7 +90,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise BimbaError(f"No summary.json in {folder}; run `bimba evaluate output_dir={folder}` first.")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or not even text
         raise BimbaError(f"{path} is not JSON ({error}); run the evaluation again.") from error
     if not isinstance(summary, dict) or not summary.get("tasks"):
         raise BimbaError(f"{path} has no tasks; expected the summary of an evaluation (run evaluate.py again).")
