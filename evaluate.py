@@ -7,6 +7,7 @@ writes a report; and it finds the data of a benchmark by the files of ``conf/ben
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -43,6 +44,10 @@ GOES_ON = "Answers are kept: the same command with output_dir={} goes on from th
 FOLDERS = ("HF_HOME", "BIMBA_VNBENCH_ROOT", "BIMBA_NEEDLE_ROOT")  # variables that conf/benchmark reads
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check(config: DictConfig) -> None:
     """Raises ``BimbaError`` for what would otherwise be found out after the answers."""
     if unknown := sorted(set(map(str, config)) - KEYS):
@@ -50,10 +55,14 @@ def check(config: DictConfig) -> None:
     source = config.benchmark.get("source", SOURCES[0])
     if source not in SOURCES:
         raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
-    for key in ("limit", "decode_deadline_s"):
-        value = config[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise BimbaError(f"{key} is {value!r}; expected a number of at least 0, or null.")
+    value = config.decode_deadline_s
+    if value is not None and not (is_number(value) and value >= 0):
+        raise BimbaError(f"decode_deadline_s is {value!r}; expected a number of at least 0, or null.")
+    value = config.limit
+    if value is not None and not (is_number(value) and value > 0):  # without a question the harness stops with a trace
+        raise BimbaError(
+            f"limit is {value!r}; expected a number above 0 (below 1 it is a share of the questions), or null for all."
+        )
     for key in ("num_frames", "temporal_pooling"):
         value = config[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

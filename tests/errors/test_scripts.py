@@ -189,7 +189,11 @@ def evaluate(evaluate_script, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["limit=abc"], ["limit is 'abc'; expected a number of at least 0, or null"]),
+        (["limit=abc"], ["limit is 'abc'; expected a number above 0", "or null for all"]),
+        (["limit=0"], ["limit is 0; expected a number above 0"]),
+        (["limit=nan"], ["limit is nan; expected a number above 0"]),
+        (["limit=inf"], ["limit is inf; expected a number above 0"]),
+        (["decode_deadline_s=nan"], ["decode_deadline_s is nan; expected a number of at least 0, or null"]),
         (["num_frames=many"], ["num_frames is 'many'; expected a whole number of at least 1, or null"]),
         (["num_frames=0"], ["num_frames is 0; expected a whole number of at least 1, or null"]),
         (["temporal_pooling=2.5"], ["temporal_pooling is 2.5; expected a whole number of at least 1, or null"]),
