@@ -228,6 +228,12 @@ def test_an_evaluation_that_ends_early_keeps_its_answers(evaluate, evaluate_scri
         ({"pretrained": "nowhere"}, ["There is no checkpoint folder nowhere", "bimba-tiny"]),
         ({"pretrained": "good", "short_videos": "skip"}, ["short_videos is 'skip'; expected one of error, repeat"]),
         ({"pretrained": "good", "num_frames": 0}, ["num_frames is 0; expected a whole number of at least 1"]),
+        ({"pretrained": "good", "num_frames": True}, ["num_frames is True; expected a whole number of at least 1"]),
+        ({"pretrained": "good", "temporal_pooling": 2.5}, ["temporal_pooling is 2.5; expected a whole number"]),
+        ({"pretrained": "good", "workers": "two"}, ["workers is 'two'; expected a whole number of at least 1"]),
+        ({"pretrained": "good", "cache_gb": "2GB"}, ["cache_gb is '2GB'; expected a number of at least 0"]),
+        ({"pretrained": "good", "token_cache_gb": -1}, ["token_cache_gb is -1; expected a number of at least 0"]),
+        ({"pretrained": "good", "batch_questions": "no"}, ["batch_questions is 'no'; expected true or false"]),
         ({"pretrained": "good", "device": "gpu"}, ["The device 'gpu' cannot be used here", "expected auto, cpu"]),
     ],
 )
