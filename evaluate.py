@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 KEYS = {
     "benchmark", "paths", "checkpoint", "base", "frames", "num_frames", "temporal_pooling", "short_videos", "limit",
-    "batch_size", "device", "dtype", "video_backend", "decode_deadline_s", "answers", "batch_questions", "logger",
-    "output_dir",
+    "batch_size", "device", "dtype", "video_backend", "decode_deadline_s", "token_cache", "answers", "batch_questions",
+    "logger", "output_dir",
 }  # fmt: skip
 SOURCES = ("hf_home", "miniature")
 ANSWERS = ("generate", "choose")
@@ -194,6 +194,7 @@ def answer(config: DictConfig, changes: list[Change], folder: Path, loggers: lis
         short_videos=config.short_videos,
         batch_questions=config.batch_questions,
         batch_size=config.batch_size,
+        token_cache=config.token_cache,
         journal=str(folder / "journal"),
     )
     tasks = [task for row in benchmark_rows(config) for task in row.tasks]
