@@ -219,6 +219,7 @@ def answer(config: DictConfig, changes: list[Change], folder: Path, loggers: lis
 def main(config: DictConfig) -> None:
     from bimba.report.facts import changed_settings
 
+    logging.raiseExceptions = False  # on a full disk each line for evaluate.log would be a trace, and the run goes on
     try:
         check(config)
         for name in FOLDERS:

@@ -58,7 +58,8 @@ def unwritten(folder: Path, error: OSError) -> BimbaError:
     """What to say where what an evaluation found cannot be written."""
     return BimbaError(
         f"Results cannot be written to {folder} ({error.strerror or error}). The answers are kept in "
-        f"{folder / 'journal'}: free some space, and the same command takes them from there."
+        f"{folder / 'journal'}: free some space, and the same command takes them from there. Those that the journal "
+        "had no room for are asked again."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -219,6 +220,20 @@ def test_an_evaluation_that_ends_early_keeps_its_answers(evaluate, evaluate_scri
         said = capsys.readouterr().err or stopped.value.code
         check_said(said, [f"Answers are kept: the same command with output_dir={tmp_path} goes on from them"])
         assert status is None or stopped.value.code == status
+
+
+def test_a_log_on_a_full_disk_is_no_trace(evaluate, evaluate_script, monkeypatch, capsys):
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # undone after the test
+
+    def log_on(*arguments):
+        handler = logging.FileHandler("/dev/full")
+        record = logging.makeLogRecord({"msg": "The disk is full."})
+        handler.emit(record)
+        handler.stream = None  # what it holds cannot be flushed
+
+    monkeypatch.setattr(evaluate_script, "evaluate", log_on)
+    evaluate()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
