@@ -7,6 +7,7 @@ writes a report; and it finds the data of a benchmark by the files of ``conf/ben
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -34,13 +35,17 @@ log = logging.getLogger(__name__)
 
 KEYS = {
     "benchmark", "paths", "checkpoint", "base", "frames", "num_frames", "temporal_pooling", "short_videos", "limit",
-    "batch_size", "device", "dtype", "video_backend", "decode_deadline_s", "answers", "batch_questions", "logger",
-    "output_dir",
+    "batch_size", "device", "dtype", "video_backend", "decode_deadline_s", "token_cache", "answers", "batch_questions",
+    "logger", "output_dir",
 }  # fmt: skip
 SOURCES = ("hf_home", "miniature")
 ANSWERS = ("generate", "choose")
 GOES_ON = "Answers are kept: the same command with output_dir={} goes on from them."
 FOLDERS = ("HF_HOME", "BIMBA_VNBENCH_ROOT", "BIMBA_NEEDLE_ROOT")  # variables that conf/benchmark reads
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check(config: DictConfig) -> None:
@@ -50,13 +55,14 @@ def check(config: DictConfig) -> None:
     source = config.benchmark.get("source", SOURCES[0])
     if source not in SOURCES:
         raise BimbaError(f"benchmark.source is {source!r}; expected one of {', '.join(SOURCES)}.")
-    for key, zero in (("limit", False), ("decode_deadline_s", True)):  # no seconds are any number; no questions, none
-        value = config[key]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and (value > 0 or (zero and value == 0))):
-            raise BimbaError(
-                f"{key} is {value!r}; expected a number of {'at least' if zero else 'more than'} 0, or null."
-            )
+    value = config.decode_deadline_s
+    if value is not None and not (is_number(value) and value >= 0):
+        raise BimbaError(f"decode_deadline_s is {value!r}; expected a number of at least 0, or null.")
+    value = config.limit
+    if value is not None and not (is_number(value) and value > 0):  # without a question the harness stops with a trace
+        raise BimbaError(
+            f"limit is {value!r}; expected a number above 0 (below 1 it is a share of the questions), or null for all."
+        )
     for key in ("num_frames", "temporal_pooling"):
         value = config[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -188,6 +194,7 @@ def answer(config: DictConfig, changes: list[Change], folder: Path, loggers: lis
         short_videos=config.short_videos,
         batch_questions=config.batch_questions,
         batch_size=config.batch_size,
+        token_cache=config.token_cache,
         journal=str(folder / "journal"),
     )
     tasks = [task for row in benchmark_rows(config) for task in row.tasks]
@@ -212,6 +219,7 @@ def answer(config: DictConfig, changes: list[Change], folder: Path, loggers: lis
 def main(config: DictConfig) -> None:
     from bimba.report.facts import changed_settings
 
+    logging.raiseExceptions = False  # on a full disk each line for evaluate.log would be a trace, and the run goes on
     try:
         check(config)
         for name in FOLDERS:

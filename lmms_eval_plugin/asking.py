@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,28 @@ def refuse_arguments(unknown: Iterable[str], known: Sequence[str]) -> None:
         lines.append(f"--model_args {name}=: nobody reads it{f'; did you mean {similar[0]}=?' if similar else '.'}")
     if lines:
         raise BimbaError(f"{' '.join(lines)} Expected {', '.join(known)}.")
+
+
+def check_arguments(counts: Mapping[str, Any], sizes: Mapping[str, Any], switches: Mapping[str, Any]) -> None:
+    """Raises a BimbaError for values of ``--model_args`` that the harness has read as something else than is meant.
+
+    To it ``true`` and ``false`` are the only switches: ``no`` is a word, which would count as true.
+
+    Args:
+        counts: names and values of whole numbers from 1; None: not given.
+        sizes: of numbers from 0.
+        switches: of what is on or off.
+    """
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BimbaError(f"{name} is {value!r}; expected a whole number of at least 1, or to be left out.")
+    for name, value in sizes.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < math.inf:
+            raise BimbaError(f"{name} is {value!r}; expected a number of at least 0.")
+    for name, value in switches.items():
+        if value not in (True, False):
+            raise BimbaError(f"{name} is {value!r}; expected true or false.")
 
 
 @dataclass(frozen=True)

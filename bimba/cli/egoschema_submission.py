@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bimba.cli.common import Commands, UsageError, add_command
+from bimba.types import BimbaError
 
 
 def add(commands: Commands) -> list[argparse.ArgumentParser]:
@@ -17,7 +18,7 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
         ["bimba egoschema-submission outputs/evaluate/.../samples/bimba_egoschema.json submission.csv"],
     )
     submission.add_argument("samples", metavar="SAMPLES", help="the samples of the evaluation (.jsonl or .json)")
-    submission.add_argument("destination", metavar="CSV", help="file to write")
+    submission.add_argument("destination", metavar="CSV", help="file to write; beside it the same as .json")
     submission.set_defaults(run=run)
     return [submission]
 
@@ -30,11 +31,19 @@ def run(arguments: argparse.Namespace) -> int:
         write_submission,
     )
 
-    destination = Path(arguments.destination)
+    samples, destination = Path(arguments.samples), Path(arguments.destination)
     if destination.suffix != ".csv":
         raise UsageError(f"The submission is to be {destination}; expected a name that ends in .csv.")
-    predictions = read_predictions(Path(arguments.samples))
-    write_submission(destination, predictions)
+    if destination.with_suffix(".json").resolve() == samples.resolve():  # it holds the answers in the model's words
+        raise UsageError(
+            f"{destination} comes with {destination.with_suffix('.json')}, and that would take the place of the "
+            "samples; give the submission another name or folder."
+        )
+    predictions = read_predictions(samples)
+    try:
+        write_submission(destination, predictions)
+    except OSError as error:
+        raise BimbaError(f"{destination} cannot be written ({error.strerror or error}); give another CSV.") from error
     unread = sum(index == NO_ANSWER for index in predictions.values())
     print(f"{len(predictions)} of {FULL_SET} answers are in {destination}; {unread} were no letter: {NO_ANSWER}.")
     return 0

@@ -25,7 +25,7 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
     prepare.add_argument("--from", dest="origin", metavar="FOLDER", help="a folder with videos or archives of them")
     prepare.add_argument("--subtitles", action="store_true", help="also what the tasks with subtitles read")
     prepare.add_argument("--probe", action="store_true", help="open every video and list those that are unreadable")
-    prepare.add_argument("--json", metavar="FILE", help="write the findings as JSON too")
+    prepare.add_argument("--json", metavar="FILE", help="write the findings as JSON too, every missing file named")
     prepare.set_defaults(run=run)
     return [prepare]
 

@@ -58,7 +58,8 @@ def unwritten(folder: Path, error: OSError) -> BimbaError:
     """What to say where what an evaluation found cannot be written."""
     return BimbaError(
         f"Results cannot be written to {folder} ({error.strerror or error}). The answers are kept in "
-        f"{folder / 'journal'}: free some space, and the same command takes them from there."
+        f"{folder / 'journal'}: free some space, and the same command takes them from there. Those that the journal "
+        "had no room for are asked again."
     )
 
 
@@ -90,7 +91,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise BimbaError(f"No summary.json in {folder}; run `bimba evaluate output_dir={folder}` first.")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or not even text
         raise BimbaError(f"{path} is not JSON ({error}); run the evaluation again.") from error
     if not isinstance(summary, dict) or not summary.get("tasks"):
         raise BimbaError(f"{path} has no tasks; expected the summary of an evaluation (run evaluate.py again).")

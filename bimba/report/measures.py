@@ -144,8 +144,10 @@ def _measure(metric: str, value: float, samples: Sequence[Sample]) -> Measure:
         return Measure(metric, value)
     for over, counts in _ways_of_counting(records, scores):
         mean = sum(right / n for right, n in counts) / len(counts)
-        # Some tasks round their number to five digits.
-        if math.isclose(value, mean, abs_tol=1e-5) or math.isclose(value, 100 * mean, abs_tol=1e-3):
+        total = sum(right for right, _ in counts)
+        # Some tasks round their number to five digits; those of what could not be read are how many, not which share.
+        is_count = over == "questions" and value == total
+        if is_count or math.isclose(value, mean, abs_tol=1e-5) or math.isclose(value, 100 * mean, abs_tol=1e-3):
             n = sum(n for _, n in counts)
             if not set(scores) <= {0.0, 1.0}:  # a mean of something else, such as the chance of guessing
                 return Measure(metric, value, mean, n=n, over=over)

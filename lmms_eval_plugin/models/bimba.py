@@ -32,7 +32,14 @@ from bimba.inference.schedule import WORKERS, Work, answer_each, listing
 from bimba.inference.source import content_marks
 from bimba.inference.store import STORE_BYTES, TokenStore
 from bimba.types import BimbaError, ShortVideos, VideoDecodeError
-from lmms_eval_plugin.asking import Request, check_lengths, check_options, read_question, refuse_arguments
+from lmms_eval_plugin.asking import (
+    Request,
+    check_arguments,
+    check_lengths,
+    check_options,
+    read_question,
+    refuse_arguments,
+)
 from lmms_eval_plugin.deal import deal_by_video, dealt_videos, missing_video
 from lmms_eval_plugin.prepare.sources import hint
 from lmms_eval_plugin.ranks import from_all
@@ -105,9 +112,11 @@ class Bimba(lmms):
         super().__init__()
         refuse_arguments(unknown, [name for name in inspect.signature(Bimba).parameters if name != "unknown"])
         check_short_videos(short_videos)
-        # A 0 would pass for None further on.
-        if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
-            raise BimbaError(f"num_frames is {num_frames!r}; expected a whole number of at least 1, or to be left out.")
+        check_arguments(
+            {"num_frames": num_frames, "temporal_pooling": temporal_pooling, "workers": workers},
+            {"cache_gb": cache_gb, "token_cache_gb": token_cache_gb},
+            {"batch_questions": batch_questions},
+        )
         read_videos_with(video_backend, decode_deadline_s)
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
             logger.info(f"Batch size {batch_size} is not used; batch_questions batches the questions of a video.")

@@ -16,12 +16,16 @@ READY = "ready"
 
 @dataclass(frozen=True)
 class Item:
-    """One line. ``ok`` is False where the benchmark cannot be run as things are; ``todo`` says what helps."""
+    """One line. ``ok`` is False where the benchmark cannot be run as things are; ``todo`` says what helps.
+
+    ``names`` are all that is missing or broken, of which ``state`` has the first few; for programs.
+    """
 
     what: str
     state: str
     todo: str = ""
     ok: bool = True
+    names: Sequence[str] = ()
 
 
 @dataclass
@@ -35,8 +39,8 @@ class Report:
     def ready(self) -> bool:
         return all(item.ok for item in self.items)
 
-    def add(self, what: str, state: str, todo: str = "", ok: bool = True) -> None:
-        self.items.append(Item(what, state, todo, ok))
+    def add(self, what: str, state: str, todo: str = "", ok: bool = True, names: Sequence[str] = ()) -> None:
+        self.items.append(Item(what, state, todo, ok, names))
 
 
 def print_reports(reports: Sequence[Report], console: Console | None = None) -> None:
@@ -60,8 +64,8 @@ def as_json(reports: Sequence[Report]) -> dict[str, Any]:
 
 
 def listing(names: Sequence[str], shown: int = 5) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    """The first names, how many more there are, and where those are named."""
+    more = f" and {len(names) - shown} more (--json names all)" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 

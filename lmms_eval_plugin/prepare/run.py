@@ -125,14 +125,14 @@ class _Preparation:
                 self.completion.carry_out(plan)
                 videos = look_up(self.source, rows)
         state = f"{len(videos.present):,} of {videos.total:,} in {self.folder}"
-        if videos.missing:
-            state += (
-                f"\n{len(videos.missing):,} missing: {listing([below(Path(n), self.folder) for n in videos.missing])}"
-            )
-        if videos.broken:
-            said = [f"{below(Path(name), self.folder)} ({why})" for name, why in videos.broken.items()]
-            state += f"\n{len(said):,} broken: {listing(said)}"
-        self.report.add("videos", state, self._how_to_complete(videos, plan), ok=not videos.wanted)
+        missing = [below(Path(name), self.folder) for name in videos.missing]
+        broken = [f"{below(Path(name), self.folder)} ({why})" for name, why in videos.broken.items()]
+        if missing:
+            state += f"\n{len(missing):,} missing: {listing(missing)}"
+        if broken:
+            state += f"\n{len(broken):,} broken: {listing(broken)}"
+        todo = self._how_to_complete(videos, plan)
+        self.report.add("videos", state, todo, ok=not videos.wanted, names=[*missing, *broken])
         if self.options.probe:
             self._probe(videos)
 
@@ -155,7 +155,7 @@ class _Preparation:
         state = f"{len(videos.present) - len(bad):,} of {len(videos.present):,} can be opened"
         if bad:
             state += f"\n{listing(list(bad.values()))}"
-        self.report.add("probe", state, "replace these files" if bad else "", ok=not bad)
+        self.report.add("probe", state, "replace these files" if bad else "", ok=not bad, names=list(bad.values()))
 
     def _subtitles(self, rows: Rows) -> None:
         subtitles = self.source.subtitles
@@ -180,7 +180,7 @@ class _Preparation:
         if missing and subtitles.of_every_video:
             state += f"\nmissing: {listing(missing)}"
         todo = "" if enough else f"without --dry-run it would {plan}" if plan.moves else self._how_to_fetch("subtitles")
-        self.report.add("subtitles", state, todo, ok=enough)
+        self.report.add("subtitles", state, todo, ok=enough, names=missing if subtitles.of_every_video else ())
 
     def _missing(self, names: list[str]) -> list[str]:
         paths = {name: self.folder / name for name in names}

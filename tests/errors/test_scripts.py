@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -189,8 +190,11 @@ def evaluate(evaluate_script, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["limit=abc"], ["limit is 'abc'; expected a number of more than 0, or null"]),
-        (["limit=0"], ["limit is 0; expected a number of more than 0, or null"]),
+        (["limit=abc"], ["limit is 'abc'; expected a number above 0", "or null for all"]),
+        (["limit=0"], ["limit is 0; expected a number above 0"]),
+        (["limit=nan"], ["limit is nan; expected a number above 0"]),
+        (["limit=inf"], ["limit is inf; expected a number above 0"]),
+        (["decode_deadline_s=nan"], ["decode_deadline_s is nan; expected a number of at least 0, or null"]),
         (["num_frames=many"], ["num_frames is 'many'; expected a whole number of at least 1, or null"]),
         (["num_frames=0"], ["num_frames is 0; expected a whole number of at least 1, or null"]),
         (["temporal_pooling=2.5"], ["temporal_pooling is 2.5; expected a whole number of at least 1, or null"]),
@@ -218,6 +222,20 @@ def test_an_evaluation_that_ends_early_keeps_its_answers(evaluate, evaluate_scri
         assert status is None or stopped.value.code == status
 
 
+def test_a_log_on_a_full_disk_is_no_trace(evaluate, evaluate_script, monkeypatch, capsys):
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # undone after the test
+
+    def log_on(*arguments):
+        handler = logging.FileHandler("/dev/full")
+        record = logging.makeLogRecord({"msg": "The disk is full."})
+        handler.emit(record)
+        handler.stream = None  # what it holds cannot be flushed
+
+    monkeypatch.setattr(evaluate_script, "evaluate", log_on)
+    evaluate()
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -225,6 +243,12 @@ def test_an_evaluation_that_ends_early_keeps_its_answers(evaluate, evaluate_scri
         ({"pretrained": "nowhere"}, ["There is no checkpoint folder nowhere", "bimba-tiny"]),
         ({"pretrained": "good", "short_videos": "skip"}, ["short_videos is 'skip'; expected one of error, repeat"]),
         ({"pretrained": "good", "num_frames": 0}, ["num_frames is 0; expected a whole number of at least 1"]),
+        ({"pretrained": "good", "num_frames": True}, ["num_frames is True; expected a whole number of at least 1"]),
+        ({"pretrained": "good", "temporal_pooling": 2.5}, ["temporal_pooling is 2.5; expected a whole number"]),
+        ({"pretrained": "good", "workers": "two"}, ["workers is 'two'; expected a whole number of at least 1"]),
+        ({"pretrained": "good", "cache_gb": "2GB"}, ["cache_gb is '2GB'; expected a number of at least 0"]),
+        ({"pretrained": "good", "token_cache_gb": -1}, ["token_cache_gb is -1; expected a number of at least 0"]),
+        ({"pretrained": "good", "batch_questions": "no"}, ["batch_questions is 'no'; expected true or false"]),
         ({"pretrained": "good", "device": "gpu"}, ["The device 'gpu' cannot be used here", "expected auto, cpu"]),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 from replicas import PROMPTS
@@ -164,6 +165,7 @@ def sample(uid="u", answer="A"):
     ("name", "content", "message"),
     [
         ("a.json", "{", "does not hold EgoSchema answers"),
+        ("a.json", b"\xff{", "does not hold EgoSchema answers (UnicodeDecodeError"),
         ("a.json", json.dumps({"samples": []}), "0 answers to 0 questions"),
         ("a.json", json.dumps([1]), "does not hold EgoSchema answers"),
         ("a.jsonl", json.dumps({"doc": 1}), "does not hold EgoSchema answers"),
@@ -171,7 +173,7 @@ def sample(uid="u", answer="A"):
     ],
 )
 def test_files_that_hold_no_answers_are_named(tmp_path, capsys, name, content, message):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert cli.main(["egoschema-submission", str(tmp_path / name), str(tmp_path / "s.csv")]) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -194,6 +196,27 @@ def test_samples_of_both_writers_are_read_alike(tmp_path):
 def test_wrong_names_are_user_errors(capsys, arguments, code, message):
     assert cli.main(["egoschema-submission", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_submission_never_takes_the_place_of_the_samples(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    samples = json.dumps({"samples": [{**sample("u", "B"), "filtered_resps": ["B"]}]})
+    Path("samples").mkdir()
+    Path("samples/bimba_egoschema.json").write_text(samples)
+    arguments = [str(tmp_path / "samples/bimba_egoschema.json"), "samples/../samples/bimba_egoschema.csv"]
+    assert cli.main(["egoschema-submission", *arguments]) == 2
+    assert "would take the place of the samples" in capsys.readouterr().err
+    assert Path("samples/bimba_egoschema.json").read_text() == samples
+    assert not Path("samples/bimba_egoschema.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["file/s.csv", "folder.csv"])
+def test_a_submission_that_cannot_be_written_is_one_line(tmp_path, capsys, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "a.jsonl").write_text(json.dumps(sample()))
+    assert cli.main(["egoschema-submission", str(tmp_path / "a.jsonl"), str(tmp_path / name)]) == 1
+    assert f"{name} cannot be written" in capsys.readouterr().err
 
 
 RESULTS = {

@@ -122,9 +122,12 @@ def test_a_row_that_is_not_vnbenchs_is_named(tmp_path, row, message):
         load_questions(write(tmp_path, row))
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "without rows"), ("{}", "without rows")])
-def test_a_file_that_is_not_vnbenchs_is_named(tmp_path, text, message):
-    (tmp_path / "VNBench-main-4try.json").write_text(text)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "is not JSON"), (b"\xff[", "is not JSON"), (b"[]", "without rows"), (b"{}", "without rows")],
+)
+def test_a_file_that_is_not_vnbenchs_is_named(tmp_path, content, message):
+    (tmp_path / "VNBench-main-4try.json").write_bytes(content)
     with pytest.raises(BimbaError, match=message):
         load_questions(tmp_path)
 

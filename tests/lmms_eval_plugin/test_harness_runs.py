@@ -211,6 +211,17 @@ def test_a_video_may_take_as_long_as_is_said(evaluate, checkpoint, needle_root, 
         evaluate(f"checkpoint={checkpoint}", "decode_deadline_s=-1")
 
 
+def test_another_run_takes_the_tokens_of_videos_from_disk(evaluate, checkpoint, needle_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
+    options = [f"checkpoint={checkpoint}", f"token_cache={tmp_path}/tokens", "benchmark.tasks=[bimba_needle_counting]"]
+    found = []
+    for _ in range(2):
+        evaluate(*options).rename(tmp_path / f"out{len(found)}")  # the journal with it
+        summary = json.loads((tmp_path / f"out{len(found)}/summary.json").read_text())
+        found.append({name: summary["throughput"][name] for name in ("decoded", "stored", "resumed")})
+    assert found == [{"decoded": 2, "stored": 0, "resumed": 0}, {"decoded": 0, "stored": 2, "resumed": 0}]
+
+
 def test_a_harness_that_leaves_with_code_0_is_an_error(evaluate, checkpoint, needle_root, monkeypatch):
     monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(needle_root))
     monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", lambda **kwargs: sys.exit(0))

@@ -90,13 +90,14 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a needle annotation file"),
-        (json.dumps([{"id": 1}]), "KeyError: 'task'"),
-        ("[]", "no retrieval question"),
+        (b"{", "not a needle annotation file"),
+        (b"\xff[", "not a needle annotation file"),
+        (json.dumps([{"id": 1}]).encode(), "KeyError: 'task'"),
+        (b"[]", "no retrieval question"),
     ],
 )
 def test_broken_annotations_are_named(tmp_path, monkeypatch, content, message):
-    (tmp_path / "annotations.json").write_text(content)
+    (tmp_path / "annotations.json").write_bytes(content)
     monkeypatch.setenv("BIMBA_NEEDLE_ROOT", str(tmp_path))
     with pytest.raises(BimbaError, match=message) as caught:
         load_questions("retrieval")

@@ -9,7 +9,7 @@ from harness import harness_results, make_evaluation, make_run, sample
 
 from bimba.report import files
 from bimba.report.evaluation import Evaluation, Task
-from bimba.report.files import hold, results_in, write_bytes
+from bimba.report.files import hold, read_summary, results_in, write_bytes
 from bimba.report.output import write_answers, write_evaluation
 from bimba.types import BimbaError
 
@@ -47,9 +47,21 @@ def test_half_a_file_is_never_in_place(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_one_line_that_says_where_the_answers_are(tmp_path):
-    said = pytest.raises(BimbaError, match=r"written to \S+ \(No space left on device\).* kept in \S+/journal: free")
+    message = (
+        r"written to \S+ \(No space left on device\).* kept in \S+/journal: free .* had no room for are asked again"
+    )
+    said = pytest.raises(BimbaError, match=message)
     with said, results_in(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"{", "is not JSON"), (b"\xff{", "is not JSON"), (b"[]", "no tasks")]
+)
+def test_a_summary_that_is_none_is_named(tmp_path, content, message):
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(BimbaError, match=rf"summary\.json .*{message}"):
+        read_summary(tmp_path)
 
 
 def test_answers_and_metrics_have_one_order_whatever_the_harness_s(tmp_path):

@@ -70,6 +70,14 @@ def test_metrics_stand_in_the_order_of_their_names():
     assert [measure.metric for measure in measures(results, "quiz")] == ["answered", "strict_accuracy", "zeal"]
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_count_is_a_share_of_the_questions_however_many(number):
+    measure = of([sample(i, 1.0, no_letter=float(i < number)) for i in range(8)], no_letter=number)["no_letter"]
+    expected = binomtest(number, 8).proportion_ci(method="wilson")
+    assert (measure.value, measure.fraction, measure.n) == (number, number / 8, 8)
+    assert (measure.low, measure.high) == pytest.approx((expected.low, expected.high))
+
+
 def test_what_is_no_share_has_no_interval():
     samples = [sample(i, 1.0, submission={"uid": i}, chance=1 / 3) for i in range(2)]
     found = of(samples, submission=2, chance=1 / 3)

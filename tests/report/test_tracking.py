@@ -6,6 +6,7 @@ import json
 import pytest
 from harness import make_evaluation
 
+from bimba.report.measures import Measure
 from bimba.report.tracking import log_evaluation, numbers
 from bimba.training.loggers import CsvLogger, wandb_logger
 
@@ -25,6 +26,14 @@ def test_numbers_are_those_of_the_report(evaluation):
     assert found["quiz/kind/long"] == 0.5
     assert found["throughput/questions_per_s"] == 1.0
     assert (found["complete"], found["failed_tasks"]) == (1.0, 0)
+
+
+def test_an_interval_has_the_scale_of_its_metric(evaluation):
+    of_100 = Measure("stock", 62.5, fraction=0.625, low=0.3, high=0.8, n=8, over="questions")
+    evaluation.tasks[0].measures.append(of_100)
+    found = numbers(evaluation)
+    bounds = [found[f"quiz/stock{name}"] for name in ("_low", "", "_high")]
+    assert bounds == pytest.approx([30, 62.5, 80])
 
 
 def test_csv_holds_the_numbers(evaluation, tmp_path):

@@ -54,15 +54,17 @@ def read_predictions(path: Path) -> dict[str, int]:
     """
     if not path.is_file():
         raise BimbaError(f"{path} is not a file; give the samples of an EgoSchema evaluation (.json or .jsonl).")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         rows = (
             [json.loads(line) for line in text.splitlines() if line.strip()]
             if path.suffix == ".jsonl"
             else json.loads(text)["samples"]
         )
         pairs = [_answer(row) for row in rows]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # ValueError: not JSON, too
+    except OSError as error:
+        raise BimbaError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # ValueError: no text or JSON, too
         raise BimbaError(
             f"{path} does not hold EgoSchema answers ({type(error).__name__}: {error}); give the samples that "
             "`lmms-eval --log_samples` (.jsonl) or `bimba evaluate` (.json) wrote for bimba_egoschema."

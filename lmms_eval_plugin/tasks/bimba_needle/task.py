@@ -79,7 +79,7 @@ def load_questions(task: str) -> list[dict[str, Any]]:
             for sample in samples
             if sample["task"] == task
         ]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # ValueError: no text or JSON, too
         raise BimbaError(
             f"{path} is not a needle annotation file ({type(error).__name__}: {error}); delete {folder} and "
             "generate it again with `bimba train`."

@@ -84,7 +84,9 @@ def load_questions(root: Path) -> list[dict[str, Any]]:
     path = find_annotation(root)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise BimbaError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:  # no JSON, or not even text
         raise BimbaError(f"{path} is not JSON ({error}); download it again.") from error
     if not isinstance(rows, list) or not rows:
         raise BimbaError(f"{path} holds a {type(rows).__name__} without rows; expected VNBench's list of questions.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -34,6 +35,23 @@ def test_a_missing_video_is_named(home, prepare, name):
     assert f"1 missing: {video.relative_to(home)}".split("/")[-1] in state
     assert ("without --offline to download" if name in ON_HUB else "VideoNIAH project serves them") in todo
     assert f"{name}: not ready" in printed
+
+
+def test_however_many_are_missing_json_names_all(home, prepare, tmp_path):
+    shutil.rmtree(home / "vnbench")
+    row = {"question": "Which?", "options": ["a", "b"], "gt": "a", "type": "cnt_edit1", "try": 0}
+    rows = [{**row, "video": f"/VNBench_new/cnt_edit1_{i}.mp4"} for i in range(12)]
+    (home / "vnbench").mkdir()
+    (home / "vnbench/VNBench-main-4try.json").write_text(json.dumps(rows))
+    code, _, items = prepare("vnbench", "--offline")
+    assert code == 1
+    assert items["vnbench"]["videos"][1].endswith("cnt_edit1_4.mp4 and 7 more (--json names all)")
+    (videos,) = [
+        item
+        for item in json.loads((tmp_path / "findings.json").read_text())["vnbench"]["items"]
+        if item["what"] == "videos"
+    ]
+    assert videos["names"] == [row["video"].lstrip("/") for row in rows]
 
 
 @pytest.mark.parametrize(("content", "why"), [("", "empty"), (POINTER, "a Git LFS pointer")])
