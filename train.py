@@ -81,7 +81,11 @@ def fit(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer:
         check_same_config(resumed, recorded(cfg), cfg.resume_with_changes)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     trainer = build_trainer(cfg, more)  # first: it is quick to say that there is no such accelerator
+    # Next what needs no model: that of an experiment is 16 GB to read.
     settings = ModelSettings.from_node(instantiate(cfg.model, _convert_="all"))
+    optimizer = instantiate(cfg.optimizer, _convert_="all")
+    batch_size = samples_per_pass(cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size)
+    trainer.accumulate_grad_batches = accumulation_steps(cfg.data.global_batch_size, batch_size, trainer.world_size)
     deal_out = partial(shard, precision=str(trainer.precision))
     if isinstance(trainer.strategy, ShardedStrategy) and cfg.checkpoint is not None:
         model, processor, tensors = outline_model(settings, cfg.checkpoint, cfg.base)
@@ -90,20 +94,18 @@ def fit(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer:
     else:
         model, processor = build_model(settings, cfg.checkpoint, cfg.base)
         set_trainable(model, settings.tuning, settings.lora, frozen=settings.frozen)
-    batch_size = samples_per_pass(cfg.data.global_batch_size, cfg.data.batch_size, trainer.world_size)
     data = instantiate(cfg.data, processor=processor, batch_size=batch_size, _convert_="all")
     ask_as_in(data.recipe, model, processor)
     module = BimbaModule(
         model,
         processor,
-        instantiate(cfg.optimizer, _convert_="all"),
+        optimizer,
         ["vision_lora"] if settings.cuts_vision_tower_off else [],
         loss_mean=data.recipe.loss_mean,
         base=cfg.checkpoint,
         save_frozen=cfg.save_frozen,
         shard=deal_out,
     )
-    trainer.accumulate_grad_batches = accumulation_steps(cfg.data.global_batch_size, batch_size, trainer.world_size)
     if trainer.is_global_zero:
         log_parts(model)
         OmegaConf.save(cfg, Path(cfg.paths.run_dir) / "config.yaml", resolve=True)
@@ -163,11 +165,25 @@ def build_trainer(cfg: DictConfig, more: Sequence[L.Callback] = ()) -> L.Trainer
     except InstantiationException as error:
         if not isinstance(error.__cause__, MisconfigurationException | ImportError):
             raise
+        if _has(cfg.trainer.accelerator, cfg.trainer.devices):
+            raise BimbaError(f"Lightning refuses the keys of trainer: {first_line(error.__cause__)}") from error
         raise BimbaError(
             f"trainer.accelerator={cfg.trainer.accelerator} with trainer.devices={cfg.trainer.devices} cannot be had "
             f"here ({first_line(error.__cause__).rstrip('.')}). Expected what this machine has, which "
             "`bimba doctor` lists: trainer=cpu runs anywhere."
         ) from error
+
+
+def _has(accelerator: Any, devices: Any) -> bool:
+    """Whether this machine has so many of these devices."""
+    import lightning as L
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        L.Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ImportError):
+        return False
+    return True
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:

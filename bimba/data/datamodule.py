@@ -23,7 +23,7 @@ from bimba.data.packed import Packed, check_litdata
 from bimba.data.recipe import recipe_named
 from bimba.data.sampler import BudgetBatches, EpochSampler
 from bimba.data.workers import outlive_signals, own_chance
-from bimba.types import Batch, BimbaError, ShortVideos
+from bimba.types import BadSample, Batch, BimbaError, ShortVideos
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class VideoQADataModule(L.LightningDataModule):
         # Numbers of numpy's: a list of a million objects would be copied into every worker.
         self._train_indices = np.sort(order[self.val_samples :])
         self.dataset = dataset
-        self.train_set = Subset(dataset, self._train_indices)  # type: ignore[arg-type]
+        self.train_set = _OfEpochs(dataset, self._train_indices)
         self.val_set = Subset(dataset, np.sort(order[: self.val_samples]))  # type: ignore[arg-type]
 
     def _check_validation(self) -> None:
@@ -186,6 +186,7 @@ class VideoQADataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             done=self._done,
             order=self._ordered if self.sample_order in _ORDERS else None,
+            tells_epoch=self.recipe.instruction_repeats,
         )
         return self._loader(self.train_set, batch_size=self.batch_size, sampler=sampler)
 
@@ -235,6 +236,7 @@ class VideoQADataModule(L.LightningDataModule):
             rank=self._rank,
             world_size=self._world_size,
             done=self._batches_done,
+            tells_epoch=self.recipe.instruction_repeats,
         )
 
     def _loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Batch]:
@@ -248,6 +250,23 @@ class VideoQADataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **batches,
         )
+
+
+class _OfEpochs(Dataset[dict[str, Any] | BadSample]):
+    """Some samples of a data set, in every epoch: sample i of epoch e is number ``e * len(self) + i``.
+
+    Which epoch it is comes with the number, as the workers that read live on, and others may go on with a run.
+    """
+
+    def __init__(self, dataset: VideoQADataset, indices: np.ndarray):
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> dict[str, Any] | BadSample:
+        epoch, position = divmod(number, len(self))
+        return self.dataset.sample(self.indices[position], epoch)
 
 
 def mixture_data(

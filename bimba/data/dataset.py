@@ -7,7 +7,6 @@ What a row is, :mod:`bimba.data.rows` says; which rows of which files there are,
 from __future__ import annotations
 
 import os
-from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -93,7 +92,6 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         self.max_length = max_length
         self.recipe = recipe
         self.too_long = too_long
-        self._reads: Counter[int] = Counter()  # how often this process has read each sample
         self.short_videos = recipe.short_videos if short_videos is None else short_videos
         check_short_videos(self.short_videos)
         self.mixture: Mixture
@@ -182,6 +180,10 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
             ``pixel_values_images`` [(tiles, 3, h, w) float32], ``image_sizes`` [(width, height)], and the strings
             ``id``, ``source`` and ``modality``.
         """
+        return self.sample(index)
+
+    def sample(self, index: int, epoch: int = 0) -> dict[str, Any] | BadSample:
+        """A sample as it is in an epoch, counted from 0: with ``Recipe.instruction_repeats`` each has its own."""
         if not 0 <= index < len(self):
             raise IndexError(f"Sample {index} of a data set with {len(self)} samples.")
         index = int(index)
@@ -189,7 +191,7 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         kind, paths = self.media_paths(index)
         first = str(paths[0]) if paths else self.where(index)
         try:
-            sample = self._read(index, row["conversations"], kind, paths)
+            sample = self._read(row["conversations"], kind, paths, epoch)
         except (VideoDecodeError, ImageReadError) as error:
             culprit = next((str(path) for path in paths if str(error).startswith(f"{path}:")), first)
             return BadSample(path=culprit, error=str(error))
@@ -202,11 +204,11 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
         }
         return {**sample, **described}
 
-    def _read(self, index: int, turns: Conversation, kind: str, paths: list[Path]) -> dict[str, Any]:
+    def _read(self, turns: Conversation, kind: str, paths: list[Path], epoch: int) -> dict[str, Any]:
         videos = [self._read_video(path) for path in paths] if kind == VIDEO else []
         images = [self._read_image(path) for path in paths] if kind == IMAGE else []
         if videos:
-            turns = self._timed(turns, videos, index)
+            turns = self._timed(turns, videos, epoch)
         whole = len(images) > 1
         counts = [self.processor.num_video_tokens(self.num_frames)] * len(videos)
         counts += [self.processor.num_image_tokens(image.size, whole=whole) for image in images]
@@ -244,14 +246,13 @@ class VideoQADataset(Dataset[dict[str, Any] | BadSample]):
                     raise
                 turns = shorter
 
-    def _timed(self, conversation: Conversation, videos: list[Frames], index: int) -> Conversation:
+    def _timed(self, conversation: Conversation, videos: list[Frames], epoch: int) -> Conversation:
         """The conversation with the time instruction, if the recipe has one."""
         if not self.recipe.time_instruction:
             return conversation
         (frames,) = videos  # _check_media has refused several
         duration_s, times_s = frames.num_total / frames.average_fps, frames.indices / frames.average_fps
-        self._reads[index] += 1
-        for _ in range(self._reads[index] if self.recipe.instruction_repeats else 1):
+        for _ in range(1 + epoch if self.recipe.instruction_repeats else 1):
             conversation = with_time_instruction(conversation, duration_s, times_s)
         return conversation
 

@@ -35,7 +35,7 @@ from bimba.types import BimbaError
 log = logging.getLogger(__name__)
 
 LISTED = 20  # how many problems a message lists
-_VERSION = 1  # of what an index holds
+_VERSION = 2  # of what an index holds, and of what rows are refused
 
 
 @dataclass(frozen=True)

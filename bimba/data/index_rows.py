@@ -84,7 +84,7 @@ class RowTable:
         return [
             json.dumps(row).encode(),
             sum(len(text.split()) for text in texts),
-            sum(len(text.encode(errors="replace")) for text in texts),
+            sum(len(text.encode()) for text in texts),
             len(texts),
             len(paths),
             MODALITIES.index("multi_image" if several else kind),

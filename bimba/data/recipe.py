@@ -28,8 +28,8 @@ class Recipe:
         "Evaluation prompts do not have it, so a model trained with it is asked in words it has not seen."
     )
     instruction_repeats: bool = _choice(
-        "A sample that a process reads again, in a second epoch, gets the time instruction once more on top, because "
-        "the original edits its annotations in place."
+        "In a second epoch a sample gets the time instruction once more on top, and so on, because the original edits "
+        "its annotations in place (in the process that reads; here in all)."
     )
     medium_first: bool = _choice(
         "In a turn with one `<image>` that does not begin with it, the tag moves to the front, on a line of its own, "

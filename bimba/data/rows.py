@@ -101,7 +101,12 @@ def problem_of(row: Any, literal_tags: bool = False) -> str | None:
     """
     if not isinstance(row, dict):
         return f"{type(row).__name__} instead of an object with 'video' or 'image' and 'conversations'."
-    return _problem_of_turns(row.get("conversations")) or _problem_of_media(row) or _problem_of_tags(row, literal_tags)
+    return (
+        _problem_of_turns(row.get("conversations"))
+        or _problem_of_media(row)
+        or _problem_of_tags(row, literal_tags)
+        or _problem_of_letters(row)
+    )
 
 
 def _problem_of_turns(turns: Any) -> str | None:
@@ -154,3 +159,15 @@ def _problem_of_tags(row: Mapping[str, Any], literal_tags: bool) -> str | None:
         f"{asked} {MEDIUM_TAG} tags in the human turns, for {media}. "
         "Put one there for each, where it belongs, and none in the answers."
     )
+
+
+def _problem_of_letters(row: Mapping[str, Any]) -> str | None:
+    """JSON can spell halves of letters, ``\\ud800``, which no tokenizer, file system or terminal takes."""
+    texts = [turn["value"] for turn in row["conversations"]]
+    for text in (*texts, *media_of(row)[1], row.get("data_source"), row.get("id")):
+        try:
+            str(text).encode()
+        except UnicodeEncodeError as error:
+            half, around = error.object[error.start], error.object[max(0, error.start - 10) : error.end]
+            return f"{half!r} in {around!r} is half of a letter (an unpaired surrogate). Repair or drop the row."
+    return None

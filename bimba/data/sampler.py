@@ -29,6 +29,7 @@ class EpochSampler(Sampler[int]):
             first epoch begins: Lightning makes its loaders before it restores its counters, and a loader with workers
             begins before Lightning has said which epoch it is.
         order: a shuffle other than the plain one: a source of chance to the indices in order.
+        tells_epoch: sample i of epoch e comes as ``e * num_samples + i``, for samples that differ from epoch to epoch.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class EpochSampler(Sampler[int]):
         batch_size: int = 1,
         done: Callable[[], int] | None = None,
         order: Callable[[np.random.Generator], np.ndarray] | None = None,
+        tells_epoch: bool = False,
     ):
         self.num_samples = num_samples
         self.num_used = num_samples - num_samples % multiple_of
@@ -54,6 +56,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
         self._done = done
         self._order = order
+        self._tells_epoch = tells_epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -72,6 +75,8 @@ class EpochSampler(Sampler[int]):
         if total:
             self.epoch = total // self.num_used
         order = self.global_order()[total % self.num_used :]
+        if self._tells_epoch:
+            order = order + self.epoch * self.num_samples
         turn = np.arange(len(order)) // self.batch_size % self.world_size
         return map(int, order[turn == self.rank])
 
@@ -92,6 +97,7 @@ class BudgetBatches(Sampler[list[int]]):
         most: the most samples of a batch.
         multiple_of: the epoch is cut to a multiple of so many batches.
         seed: of which samples share a batch, and of the order of batches.
+        tells_epoch: see ``EpochSampler``.
         sampler: other arguments of the ``EpochSampler`` of batches.
 
     Attributes:
@@ -110,6 +116,7 @@ class BudgetBatches(Sampler[list[int]]):
         multiple_of: int,
         *,
         seed: int = 0,
+        tells_epoch: bool = False,
         **sampler: Any,
     ):
         if (over := int((tokens > budget).sum())) > 0:
@@ -121,12 +128,15 @@ class BudgetBatches(Sampler[list[int]]):
         chance = np.random.default_rng([seed, 0]).permutation(len(tokens))
         self._samples = np.lexsort((chance, tokens, kinds))
         self._ends = _cut(tokens[self._samples], kinds[self._samples], budget, most)
+        self._tells_epoch = tells_epoch
         self.sampler = EpochSampler(len(self._ends), multiple_of, shuffle=True, seed=seed, **sampler)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.sampler:
+        batches = iter(self.sampler)  # which may change the epoch
+        first = self.sampler.epoch * len(self._samples) if self._tells_epoch else 0
+        for batch in batches:
             start = self._ends[batch - 1] if batch else 0
-            yield self._samples[start : self._ends[batch]].tolist()
+            yield (first + self._samples[start : self._ends[batch]]).tolist()
 
     def __len__(self) -> int:
         return len(self.sampler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping
 from importlib.resources import files
@@ -46,6 +47,7 @@ def build_model(
     Raises:
         BimbaError: no checkpoint there, one of other sizes than ``settings.config``, or a base without an adapter.
     """
+    _check_keys(settings.config)
     if checkpoint is None:
         if base is not None:
             raise BimbaError(f"base={base} is the base of an adapter, and there is none; give checkpoint=<adapter>.")
@@ -65,10 +67,27 @@ def outline_model(
     """As ``build_model``, with the weights still in their files (see ``bimba.training.stream``)."""
     from bimba.checkpoint import outline_pretrained
 
+    _check_keys(settings.config)
     model, processor, tensors = outline_pretrained(checkpoint, **_as_wanted(settings, base))
     _fit_to_settings(model, processor, settings, checkpoint)
     _arrange(model, settings)
     return model, processor, tensors
+
+
+def _check_keys(config: Mapping[str, Any]) -> None:
+    """Raises ``BimbaError`` for keys of ``model.config`` that nobody reads: transformers keeps any key it is given."""
+    from bimba.model.config import BimbaConfig
+
+    known = BimbaConfig().to_dict()
+    for name, given, names in (
+        ("", config, known),
+        *((f"{part}.", config.get(part) or {}, known[part]) for part in ("vision_config", "text_config")),
+    ):
+        for key in given:
+            if key not in names:
+                similar = difflib.get_close_matches(key, names, n=1)
+                hint = f"; did you mean model.config.{name}{similar[0]}?" if similar else "; remove it."
+                raise BimbaError(f"Nobody reads model.config.{name}{key}{hint}")
 
 
 def _as_wanted(settings: ModelSettings, base: str | None) -> dict[str, Any]:

@@ -80,6 +80,13 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise BimbaError(f"optimizer.schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}.")
+        rates = [f"{part}{kind}" for kind in ("lr", "weight_decay") for part in ("", *(f"{own}_" for own in OWN))]
+        for key in (*rates, "matrix_lr", "eps"):
+            value: Any = getattr(self, key)
+            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise BimbaError(f"optimizer.{key} is {value!r}; expected a number, 0 or more.")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise BimbaError(f"optimizer.betas is {self.betas!r}; expected two numbers, each from 0 to just below 1.")
         for key in ("warmup_ratio", "min_lr_ratio", "decay_ratio"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise BimbaError(f"optimizer.{key} is {getattr(self, key)}; expected a share between 0 and 1.")

@@ -157,6 +157,13 @@ def test_validation_samples_are_held_out(make):
     assert make(val_samples=0).val_dataloader() == []
 
 
+def test_validation_samples_of_the_original_stay_as_they_are(make):
+    data = make(recipe="original", max_length=2000)
+    data.setup("fit")
+    loader = data.val_dataloader()
+    assert equal(list(loader), list(loader))
+
+
 def test_bad_videos_are_listed_not_replaced(make, root, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -233,8 +240,8 @@ class Recorder(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
         sums = [
-            int(ids.sum()) + round(1e4 * float(v.sum()))
-            for ids, v in zip(batch["labels"], batch["pixel_values_videos"], strict=True)
+            int(ids.sum()) + int(labels.sum()) + round(1e4 * float(v.sum()))
+            for ids, labels, v in zip(batch["input_ids"], batch["labels"], batch["pixel_values_videos"], strict=True)
         ]
         self.shown.append((self.current_epoch, sums))
         return self.weight * 0
@@ -255,7 +262,15 @@ def fit(data: VideoQADataModule, max_epochs: int, folder: Path, resume: Path | N
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("changes", [{}, {"max_batch_tokens": 1000}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"max_batch_tokens": 1000},
+        {"recipe": "original", "max_length": 2000},  # whose samples differ from epoch to epoch
+        {"recipe": "original", "max_length": 2000, "max_batch_tokens": 1000},
+    ],
+)
 def test_a_resumed_run_goes_on_in_the_same_order(make, tmp_path, changes):
     whole, _ = fit(make(**changes), 3, tmp_path)
     per_epoch = len(whole) // 3

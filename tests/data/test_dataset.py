@@ -127,6 +127,10 @@ def without(key: str) -> dict:
         (row(question="What is it?"), "0 <image> tags in the human turns, for one video"),
         (row(question="<image><image>"), "2 <image> tags"),
         (row(answer="<image>"), "none in the answers"),
+        (row(answer="a \ud800 b"), r"'\\ud800' in 'a \\ud800' is half of a letter"),
+        ({**row(), "video": "\udfff.mp4"}, r"'\\udfff' in '\\udfff' is half of a letter"),
+        ({**row(), "data_source": "\ud800"}, "is half of a letter"),
+        ({**row(), "id": "\ud800"}, "is half of a letter"),
     ],
 )
 def test_broken_rows_are_found_at_the_start(folder, processor, broken, message):

@@ -97,6 +97,9 @@ def test_the_command_exits_with_2_at_once(script, tmp_path):
     [
         (["trainer=gpu"], ["trainer.accelerator=gpu with trainer.devices=1 cannot be had here", "trainer=cpu runs"]),
         (["trainer.accelerator=tpu"], ["trainer.accelerator=tpu", "cannot be had here", "`bimba doctor` lists"]),
+        (["trainer.max_steps=-5"], ["Lightning refuses the keys of trainer: `max_steps` must be", "You passed in -5"]),
+        (["optimizer.betas=[0.9]", "checkpoint=lacks_a_tensor"], ["optimizer.betas is [0.9]; expected two numbers"]),
+        (["trainer.devices=9", "checkpoint=lacks_a_tensor"], ["expected a multiple of the 9 processes"]),
         (["data.num_workers=-1"], ["data.num_workers is -1; expected 0 or more"]),
         (["data.global_batch_size=0"], ["data.global_batch_size is 0; expected a multiple of the 1 processes"]),
         (["trainer.devices=9"], ["expected a multiple of the 9 processes", "Change it, or trainer.devices"]),

@@ -199,9 +199,9 @@ def test_samples_of_the_data_set(timed, tmp_path):
             assert list(sample["pixel_values_videos"][0].shape) == golden["image_shape"]
 
 
-def test_reading_a_sample_again_stacks_the_time_instruction(tmp_path):
+def test_each_epoch_stacks_a_time_instruction(tmp_path):
     dataset, golden = open_items(tmp_path), ITEMS["in_place_mutation_bug"]
-    lengths = [len(dataset[0]["input_ids"]) for _ in range(3)]
+    lengths = [len(dataset.sample(0, epoch)["input_ids"]) for epoch in range(3)]
     assert lengths == [golden["n_ids_first"], golden["n_ids_second"], golden["n_ids_third"]]
     frames = read_frames(TEXT / "videos" / VIDEO_ROWS[0]["video"], 4)
     turns = VIDEO_ROWS[0]["conversations"]
@@ -212,7 +212,7 @@ def test_reading_a_sample_again_stacks_the_time_instruction(tmp_path):
 
 def test_a_batch_of_a_video_and_a_text(tmp_path):
     dataset, golden = open_items(tmp_path), ITEMS["collate_index1_index2"]
-    _, again = dataset[1], dataset[1]
+    again = dataset.sample(1, epoch=1)
     text = tokenize_conversation(ITEMS["data"][2]["conversations"], tokenizer(), [], recipe=ORIGINAL)
     batch = collate([again, {**text, "pixel_values_videos": []}], tokenizer().pad_token_id)
     assert [as_golden(ids) for ids in batch["input_ids"]] == golden["input_ids"]

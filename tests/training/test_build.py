@@ -178,6 +178,12 @@ def test_checkpointing_reaches_the_tower_only_where_it_is_trained():
         ({"tokenizer": "/nowhere"}, "model.tokenizer=/nowhere"),
         ({"config": {**SIZES, "text_config": {**SIZES["text_config"], "vocab_size": 3}}}, "vocab_size is 3"),
         ({"nonsense": 1}, r"unknown keys \(nonsense\)"),
+        ({"config": {**SIZES, "num_frame": 3}}, r"Nobody reads model.config.num_frame; did you mean .*num_frames\?"),
+        (
+            {"config": {**SIZES, "vision_config": {**SIZES["vision_config"], "num_layers": 3}}},
+            "vision_config.num_layers; did you mean model.config.vision_config.num_hidden_layers",
+        ),
+        ({"config": {**SIZES, "zzz": 3}}, "Nobody reads model.config.zzz; remove it"),
     ],
 )
 def test_wrong_settings_are_explained(change, word):

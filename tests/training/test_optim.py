@@ -172,8 +172,16 @@ def test_build_optimizer_applies_the_schedule_to_every_group():
         {"min_lr_ratio": -0.1},
         {"warmup_ratio": 0.6, "decay_ratio": 0.5, "schedule": "wsd"},
         {"max_skipped_steps": 0},
+        {"lr": -1e-4},
+        {"lr": float("nan")},
+        {"compressor_lr": "fast"},
+        {"matrix_lr": -1.0},
+        {"lora_weight_decay": -0.1},
+        {"eps": -1e-8},
+        {"betas": [0.9]},
+        {"betas": [0.9, 1.0]},
     ],
 )
 def test_wrong_settings_are_explained(wrong):
     with pytest.raises(BimbaError, match=f"optimizer.{next(iter(wrong))}"):
-        OptimizerSettings(lr=1.0, **wrong)
+        OptimizerSettings(**{"lr": 1.0, **wrong})
