@@ -12,7 +12,7 @@ from bimba.report.sweep.collect import find_runs
 from bimba.report.sweep.configs import changes_of, defaults_of, shared_changes
 from bimba.report.sweep.label import label_cells
 from bimba.report.sweep.notices import notices
-from bimba.report.sweep.plots import frames_plot
+from bimba.report.sweep.plots import compression_plot, frames_plot
 from bimba.report.sweep.summary import summarise
 from bimba.types import BimbaError
 
@@ -219,6 +219,36 @@ def test_two_evaluations_of_as_many_frames_are_no_two_points_against_frames(tmp_
     write_run(tmp_path / "a", "pool", 1, evaluations)
     picture = frames_plot(summarise(cells_of(tmp_path)))
     assert picture is not None and "quiz, pool: 50 % at 16, 100 % at 32." in picture.description
+
+
+def test_models_trained_with_other_numbers_of_frames_are_lines_of_their_own(tmp_path):
+    for frames, right in ((16, [1, 0]), (32, [1, 1])):
+        evaluations = {f"frames_{frames}": {"quiz": right}, "frames_64": {"quiz": right}}
+        write_run(tmp_path / f"{frames}", "pool", 1, evaluations, trained_with=frames)
+    picture = frames_plot(summarise(cells_of(tmp_path)))
+    assert picture is not None
+    assert "quiz, pool num_frames=16: 50 % at 16, 50 % at 64" in picture.description
+    assert "quiz, pool num_frames=32: 100 % at 32, 100 % at 64" in picture.description
+
+
+def test_models_each_read_with_as_many_frames_as_they_were_trained_with_are_a_line_that_says_so(tmp_path):
+    for frames, right in ((16, [1, 0]), (32, [1, 1])):
+        write_run(tmp_path / f"{frames}", "pool", 1, {"test": {"quiz": right}}, num_frames=frames, trained_with=frames)
+    write_run(tmp_path / "mamba", "mamba", 1, {"test": {"quiz": [0, 1]}, "frames_16": {"quiz": [0, 0]}})
+    picture = frames_plot(summarise(cells_of(tmp_path)))
+    assert picture is not None
+    assert "quiz, pool (trained with as many): 50 % at 16, 100 % at 32" in picture.description
+    assert "quiz, mamba: 0 % at 16, 50 % at 32" in picture.description
+
+
+def test_models_that_compress_as_much_in_different_ways_are_lines_of_their_own(tmp_path):
+    for name, reduction, tokens in (("a", [4, 2], 128), ("b", [1, 4], 128), ("c", [8, 8], 4)):
+        counts = {"frames": 32, "patch_tokens": 2048, "visual_tokens": tokens}
+        write_run(tmp_path / name, "pool", 1, QUIZ, settings={"reduction": reduction}, compression=counts)
+    picture = compression_plot(summarise(cells_of(tmp_path)))
+    assert (
+        picture is not None and picture.description.count("75 % at") == picture.description.count("quiz, pool red") == 3
+    )
 
 
 def test_an_evaluation_that_no_cell_has_is_refused(tmp_path):
