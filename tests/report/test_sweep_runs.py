@@ -200,6 +200,33 @@ def test_the_baseline_is_met_with_the_same_seeds_and_questions_alone(tmp_path):
     ]
 
 
+def test_the_baseline_is_not_met_with_another_compression_where_its_own_cell_is_missing(tmp_path):
+    """pool with [8, 8] failed, so that reduction varies among mamba's cells alone."""
+    for reduction in ([4, 2], [8, 8]):
+        settings = {"reduction": reduction, "d_state": 16}
+        write_run(tmp_path / f"mamba{reduction[0]}", "mamba", 1, QUIZ, settings=settings)
+    write_run(tmp_path / "pool4", "pool", 1, QUIZ, settings={"reduction": [4, 2]})
+    write_run(tmp_path / "pool8", "pool", 1, settings={"reduction": [8, 8]}, status="failed", error="no more memory")
+    sweep = summarise(cells_of(tmp_path))
+    assert [(one.label.name, one.baseline.name) for one in sweep.comparisons] == [("mamba reduction=[4, 2]", "pool")]
+    assert sweep.apart == ["mamba reduction=[8, 8], test, quiz: 0 cells of pool with the same other settings"]
+
+
+def test_the_baseline_with_more_settings_is_met_where_these_are_equal(tmp_path):
+    for frames in (16, 32):
+        write_run(tmp_path / f"pool{frames}", "pool", 1, QUIZ, trained_with=frames)
+    write_run(tmp_path / "mamba", "mamba", 1, QUIZ, trained_with=32)
+    sweep = summarise(cells_of(tmp_path))
+    assert [(one.label.name, one.baseline.name) for one in sweep.comparisons] == [("mamba", "pool num_frames=32")]
+
+
+def test_options_of_a_compressor_of_its_own_do_not_keep_it_from_the_baseline(tmp_path):
+    for layers in (1, 2):
+        write_run(tmp_path / f"mamba{layers}", "mamba", 1, QUIZ, settings={"num_layers": layers})
+    write_run(tmp_path / "attention", "attention", 1, QUIZ, settings={"num_layers": 1})
+    assert len(summarise(cells_of(tmp_path), "attention").comparisons) == 2
+
+
 @pytest.mark.parametrize("baseline", ["side=left", "model.compressor.side=left"])
 def test_a_setting_as_the_baseline_is_met_with_all_other_settings_equal(tmp_path, baseline):
     for side, width, right in [("left", 1, 0), ("left", 2, 1), ("right", 1, 1), ("middle", 2, 0), ("right", 3, 1)]:
