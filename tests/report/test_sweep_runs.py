@@ -14,6 +14,7 @@ from bimba.report.sweep.label import label_cells
 from bimba.report.sweep.notices import notices
 from bimba.report.sweep.plots import compression_plot, frames_plot
 from bimba.report.sweep.summary import summarise
+from bimba.report.sweep.tables import accuracy_tables
 from bimba.types import BimbaError
 
 QUIZ = {"test": {"quiz": [1, 0, 1, 1]}}
@@ -57,6 +58,7 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
     write_run(tmp_path / "bad", status="failed", error="the loss is no number")
     write_run(tmp_path / "on", status="running")
     write_run(tmp_path / "lost", status="running")
+    write_run(tmp_path / "stopped", status="failed", error="SIGTERM ended the run after step 5")
     write_run(tmp_path / "torn")
     (tmp_path / "torn" / "run.json").write_text('{"status": "fin')
     (tmp_path / "sweep.json").write_text(
@@ -64,6 +66,7 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
             [
                 {"cell": "never", "status": "failed", "error": "no such compressor"},
                 {"cell": "lost", "status": "failed", "error": "killed by SIGKILL"},
+                {"cell": "stopped", "status": "interrupted", "error": "SIGTERM ended the run after step 5"},
             ]
         )
     )
@@ -72,6 +75,7 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
     assert (found["never"].status, found["never"].reason) == (FAILED, "no such compressor")
     assert found["on"].status == UNFINISHED and "running, or interrupted" in found["on"].reason
     assert found["on"].reason.endswith("has begun") and found["lost"].reason.endswith("how: killed by SIGKILL")
+    assert (found["stopped"].status, found["stopped"].reason) == (UNFINISHED, "SIGTERM ended the run after step 5")
     assert found["torn"].status == FAILED and "run.json cannot be read" in found["torn"].reason
 
 
@@ -165,6 +169,16 @@ def test_one_code_is_not_flagged_but_uncommitted_changes_are(tmp_path):
     write_run(tmp_path / "4", "pool", 4, QUIZ, code_version={**dirty})
     (flag,) = notices(summarise(cells_of(tmp_path / "3", tmp_path / "4")))
     assert flag.startswith("UNCOMMITTED")
+
+
+def test_an_evaluation_that_one_of_two_seeds_has_is_said_to_be_of_one(tmp_path):
+    write_run(tmp_path / "1", "pool", 1, {"test": {"quiz": [1, 0]}, "frames_64": {"quiz": [1, 0]}})
+    write_run(tmp_path / "2", "pool", 2, {"test": {"quiz": [1, 0]}})
+    sweep = summarise(cells_of(tmp_path))
+    assert [notice for notice in notices(sweep) if notice.startswith("ONE SEED: pool in frames_64. ")]
+    (table,) = accuracy_tables(sweep)
+    (row,) = table.rows
+    assert row[-1].endswith("] (1 of 2 seeds)") and row[-2].endswith("]")
 
 
 def test_of_two_runs_with_one_seed_the_newer_counts(tmp_path):

@@ -29,7 +29,13 @@ def notices(sweep: Sweep) -> list[str]:
     if own:
         names = ", ".join(dict.fromkeys(score.label.name for score in own))
         found.append(f"OTHER QUESTIONS: the seeds of {names} were not asked the same; intervals go by seeds alone.")
-    single = [group.label.name for group in sweep.groups if len(group.cells) == 1]
+    alone = {group.label: group.label.name for group in sweep.groups if len(group.cells) == 1}
+    single = list(alone.values())
+    single += dict.fromkeys(  # an evaluation that one of several cells has
+        f"{score.label.name} in {score.evaluation}"
+        for score in sweep.scores
+        if score.estimate.seeds == 1 and score.label not in alone
+    )
     if single:
         found.append(
             f"ONE SEED: {', '.join(single)}. Their intervals hold for other questions, not for other training runs."

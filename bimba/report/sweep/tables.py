@@ -48,7 +48,7 @@ def accuracy_tables(sweep: Sweep) -> list[Table]:
             own = [found.get((group.label, name)) for name in names]
             if any(own):
                 compression = NOTHING if group.compression is None else f"{digits(group.compression)}{TIMES}"
-                shown = [NOTHING if one is None else interval(one.estimate) for one in own]
+                shown = [NOTHING if one is None else _of_seeds(one.estimate, len(group.cells)) for one in own]
                 settings = [_value(group.label, key) for key in keys]
                 rows.append([group.label.compressor, *settings, compression, str(len(group.cells)), *shown])
         title = f"{task}: % right, with the 95 % interval"
@@ -157,6 +157,12 @@ def interval(estimate: Estimate, signed: bool = False) -> str:
     if signed:
         return f"{_signed(mean)} [{_signed(low)}, {_signed(high)}]"
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _of_seeds(estimate: Estimate, cells: int) -> str:
+    """With how many seeds have this evaluation, where that is not each of the label's cells."""
+    few = f" ({estimate.seeds} of {cells} seeds)" if estimate.seeds < cells else ""
+    return f"{interval(estimate)}{few}"
 
 
 def verdict(estimate: Estimate) -> str:
