@@ -72,7 +72,11 @@ def test_options_reach_the_compressor() -> None:
         ),
         ({"name": "mamba", "query_position": "left"}, "query_position='left' is unknown; choose one of: interleaved"),
         ({"name": "mamba", "mixer": "lstm"}, "mixer='lstm' is unknown; choose one of: mamba, attention"),
-        ({"name": "mamba", "num_layers": 0}, "num_layers must be at least 1, received 0"),
+        ({"name": "mamba", "d_state": 0}, "d_state must be a whole number of at least 1, received 0"),
+        ({"name": "mamba", "num_layers": 1.5}, "num_layers must be a whole number of at least 1, received 1.5"),
+        ({"name": "mamba", "expand": True}, "expand must be a whole number of at least 1, received True"),
+        ({"name": "mamba2", "d_conv": 0}, "d_conv must be a whole number of at least 1, received 0"),
+        ({"name": "mamba", "num_layers": 0}, "num_layers must be a whole number of at least 1, received 0"),
     ],
 )
 def test_wrong_configs_are_explained(config: dict, message: str) -> None:
