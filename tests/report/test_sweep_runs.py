@@ -14,7 +14,7 @@ from bimba.report.sweep.label import label_cells
 from bimba.report.sweep.notices import notices
 from bimba.report.sweep.plots import compression_plot, frames_plot
 from bimba.report.sweep.summary import summarise
-from bimba.report.sweep.tables import accuracy_tables
+from bimba.report.sweep.tables import accuracy_tables, cell_table
 from bimba.types import BimbaError
 
 QUIZ = {"test": {"quiz": [1, 0, 1, 1]}}
@@ -158,6 +158,16 @@ def test_mixed_code_is_flagged(tmp_path):
     assert "MIXED CODE: the cells were made by 2 versions of the code. aaaaaaaaaa: a; bbbbbbbbbb: b." in found
     assert "MIXED PACKAGES: torch 2.14: a; 2.13: b." in found
     assert any(notice.startswith("OTHER DEVICES: cpu | H100") for notice in found)
+
+
+def test_a_cell_that_other_code_began_is_flagged_though_all_cells_are(tmp_path):
+    earlier = [{"bimba": "0.1.0", "git": {"commit": "c" * 40, "dirty": False}}]
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), "pool", seed, QUIZ, earlier_code=earlier)
+    sweep = summarise(cells_of(tmp_path))
+    (flag,) = notices(sweep)
+    assert flag == "MIXED CODE: the cells were made by 2 versions of the code. cccccccccc then aaaaaaaaaa: 1, 2."
+    assert cell_table(sweep).rows[0][4] == "cccccccccc then aaaaaaaaaa"
 
 
 def test_one_code_is_not_flagged_but_uncommitted_changes_are(tmp_path):
