@@ -66,6 +66,7 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
             [
                 {"cell": "never", "status": "failed", "error": "no such compressor"},
                 {"cell": "lost", "status": "failed", "error": "killed by SIGKILL"},
+                {"cell": "later", "status": "waiting", "error": None},
                 {"cell": "stopped", "status": "interrupted", "error": "SIGTERM ended the run after step 5"},
             ]
         )
@@ -75,6 +76,7 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
     assert (found["never"].status, found["never"].reason) == (FAILED, "no such compressor")
     assert found["on"].status == UNFINISHED and "running, or interrupted" in found["on"].reason
     assert found["on"].reason.endswith("has begun") and found["lost"].reason.endswith("how: killed by SIGKILL")
+    assert found["later"].status == UNFINISHED and found["later"].reason.startswith("not begun")
     assert (found["stopped"].status, found["stopped"].reason) == (UNFINISHED, "SIGTERM ended the run after step 5")
     assert found["torn"].status == FAILED and "run.json cannot be read" in found["torn"].reason
 

@@ -109,6 +109,8 @@ def _status(folder: Path, record: Mapping[str, Any], planned: Mapping[str, Any])
     if said == "running":
         ended = f"; {SWEEP} says how: {planned['error']}" if planned.get("error") else ""
         return UNFINISHED, f"running, or interrupted: {RUN} says that it has begun{ended}"
+    if said == "waiting":
+        return UNFINISHED, f"not begun: the sweep ended before its turn, or goes on ({SWEEP})"
     return UNFINISHED, str(said or "no checkpoint yet")
 
 
