@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,19 +43,25 @@ def check_command_line(conf: Path, name: str, arguments: Sequence[str]) -> None:
         _stop([f"{' '.join(strange)}: not understood there. Give all KEY=VALUE together, before or after the options."])
     if any((options.help, options.hydra_help, options.shell_completion, options.config_dir, options.config_name)):
         return
-    words = options.overrides
-    GlobalHydra.instance().clear()
     try:
-        overrides = parsed(words)
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            each = [_one(override) if options.multirun else [override.input_line] for override in overrides]
-            cfg = compose(name, [word for one in each for word in one], return_hydra_config=True)
-            defaults = compose(name, choices(overrides, groups_in(conf)), return_hydra_config=True)
-        check_kinds(cfg, defaults, [override.key_or_group for override in overrides])
+        overrides = parsed(options.overrides)
     except CompactHydraException as error:
-        _stop(unknown_keys(conf, name, words) or [refusal(error)])
-    except BimbaError as error:
-        _stop(str(error).splitlines())
+        _stop([refusal(error)])
+    groups = groups_in(conf)
+    for replaced in _in_turn(overrides, groups) if options.multirun else [{}]:
+        each = [_one(override, replaced) if options.multirun else [override.input_line] for override in overrides]
+        words = [word for one in each for word in one]
+        with_this = f"with {' '.join(f'{key}={value}' for key, value in replaced.items())}: " if replaced else ""
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(conf), version_base="1.3"):
+                cfg = compose(name, words, return_hydra_config=True)
+                defaults = compose(name, choices(parsed(words), groups), return_hydra_config=True)
+            check_kinds(cfg, defaults, [override.key_or_group for override in overrides])
+        except CompactHydraException as error:
+            _stop([with_this + line for line in unknown_keys(conf, name, words) or [refusal(error)]])
+        except BimbaError as error:
+            _stop([with_this + line for line in str(error).splitlines()])
 
 
 def _stop(lines: Sequence[str]) -> NoReturn:
@@ -174,12 +180,24 @@ def choices(overrides: Sequence[Any], groups: set[str]) -> list[str]:
     ]
 
 
-def _one(override: Any) -> list[str]:
-    """The override as it was written; of a sweep its first value, nothing of one that is not known before it runs."""
+def _in_turn(overrides: Sequence[Any], groups: set[str]) -> list[dict[str, str]]:
+    """What to replace in the first cell of a sweep to have those that are looked at: nothing, then each other file."""
+    swept = [
+        one for one in overrides if one.key_or_group in groups and one.is_choice_sweep() and _first(one) is not None
+    ]
+    return [{}, *({one.key_or_group: value} for one in swept for value in list(one.sweep_string_iterator())[1:])]
+
+
+def _one(override: Any, replaced: Mapping[str, str]) -> list[str]:
+    """The override as it was written; of a sweep its first value, nothing of one that is not known before it runs.
+
+    Args:
+        replaced: key or group -> which value of a sweep instead of the first one.
+    """
     if not override.is_sweep_override():
         return [str(override.input_line)]
-    first = _first(override)
-    return [] if first is None else [f"{override.input_line.partition('=')[0]}={first}"]
+    value = replaced.get(override.key_or_group, _first(override))
+    return [] if value is None else [f"{override.input_line.partition('=')[0]}={value}"]
 
 
 def _first(override: Any) -> Any:

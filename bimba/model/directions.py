@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimba.types import BimbaError
-
 # The scan takes these in float32 whatever the model's dtype, so casting a model to 16 bits must not round them.
 IN_FLOAT32 = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
 
@@ -40,13 +38,6 @@ class Directions:
     A: Tensor  # (R, D, N), or (R, H)
     D: Tensor  # (R, D), or (R, H)
     reverse: bool  # direction 0 goes from the last token to the first
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise BimbaError unless each of a mixer's sizes is a whole number, 1 or more."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise BimbaError(f"compressor option {name} must be a whole number, 1 or more, received {size!r}.")
 
 
 def of_mixer(mixer: nn.Module, bidirectional: bool) -> Iterator[Direction]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bimba.model.directions import IN_FLOAT32, check_sizes, keep_wide, stacked, start_steps, wide
+from bimba.model.directions import IN_FLOAT32, keep_wide, stacked, start_steps, wide
 from bimba.model.directions import Directions as CommonDirections
 from bimba.ops import bidirectional_conv1d
 from bimba.ops.selective_scan import scan_directions
@@ -62,7 +62,6 @@ class MambaMixer(nn.Module):
         backward_init: Literal["original", "forward"] = "original",
     ) -> None:
         super().__init__()
-        check_sizes(d_state=d_state, d_conv=d_conv, expand=expand)
         self.d_inner = expand * hidden_size
         self.d_state = d_state
         self.dt_rank = math.ceil(hidden_size / 16)

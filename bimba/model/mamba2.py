@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bimba.model.directions import Directions as CommonDirections
-from bimba.model.directions import check_sizes, keep_wide, of_mixer, stacked, start_steps, wide
+from bimba.model.directions import keep_wide, of_mixer, stacked, start_steps, wide
 from bimba.model.mamba import RMSNorm
 from bimba.ops import bidirectional_conv1d
 from bimba.ops.ssd import ssd
@@ -51,7 +51,6 @@ class Mamba2Mixer(nn.Module):
         bidirectional: bool = True,
     ) -> None:
         super().__init__()
-        check_sizes(d_state=d_state, d_conv=d_conv, expand=expand)
         self.d_inner = expand * hidden_size
         self.head_dim = min(head_dim, self.d_inner)
         if head_dim < 1 or self.d_inner % self.head_dim:
@@ -158,10 +157,14 @@ class Mamba2Mixer(nn.Module):
 
     def read_out(self, y: Sequence[Tensor], read: Tensor) -> Tensor:
         """Sums the directions (B, Q, D), gates them by the input at their positions (B, Q, C) -> (B, Q, C)."""
-        gate = F.silu(wide(F.linear(read, self.in_proj.weight[self.conv_dim :])))
+        gate = self.gate(read)
         total = y[0] if len(y) == 1 else y[0] + y[1]
         out: Tensor = self.out_proj(self.norm(total * gate))
         return out
+
+    def gate(self, read: Tensor) -> Tensor:
+        """The input at the positions that are read, (B, Q, C) -> (B, Q, D), wide, the same for both directions."""
+        return F.silu(wide(F.linear(read, self.in_proj.weight[self.conv_dim :])))
 
     def products(self, length: int, num_read: int) -> Iterator[tuple[Tensor | None, float]]:
         """What one sample multiplies, of L positions and Q that are read: (matrix, positions), (None, operations)."""

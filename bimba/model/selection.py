@@ -10,7 +10,8 @@ s adds to query q in one direction is the vector ::
 with v = in_proj(norm(token)) and z the convolution's output. Over tokens and directions these vectors, with those of
 the convolution's bias and of the skips D u at the queries, add up to what the layer adds to the query. The map shows
 their lengths. Of a layer with others in front of it the tokens are what those others made of the patches, at the same
-places. What is held fixed, as attention's weights are when attention is drawn: step, B, C, gate, sigmoid(z), the norm.
+places. What is held fixed, as attention's weights are when attention is drawn: step, B, C, gate, sigmoid(z), the norm,
+Mamba-2's behind the gate as well.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 
 from bimba.model import compressor as compressors
 from bimba.model.block import MambaBlock
-from bimba.model.mamba import MambaMixer
-from bimba.ops import bidirectional_conv1d, interleave
+from bimba.model.selection_inputs import DirectionInputs, ScanMixer, gate_of, inputs_of
+from bimba.ops import interleave
 from bimba.ops.selective_scan.attribution import attribute
 from bimba.types import BimbaError
 
@@ -84,19 +85,6 @@ class SelectionMap:
     elsewhere: Tensor
 
 
-@dataclass(frozen=True)
-class DirectionInputs:
-    """One direction of the last layer's convolution and scan, as ``attribute`` takes them."""
-
-    u: Tensor  # (L, D), what enters the convolution
-    step: Tensor  # (L, D)
-    A: Tensor  # (D, N)
-    B: Tensor  # (L, N)
-    C: Tensor  # (Q, N)
-    taps: Tensor  # (D, W)
-    passed: Tensor  # (L, D)
-
-
 def last_scan(compressor: nn.Module | None) -> MambaBlock:
     """The last layer of a compressor that scans.
 
@@ -110,7 +98,7 @@ def last_scan(compressor: nn.Module | None) -> MambaBlock:
     ]
     found = "no compressor" if compressor is None else f"a {type(compressor).__name__}, without such a scan"
     raise BimbaError(
-        f"A selection map takes Mamba's scan apart, and this model has {found}. Give a checkpoint whose compressor is "
+        f"A selection map takes a scan apart, and this model has {found}. Give a checkpoint whose compressor is "
         f"one of: {', '.join(able)}."
     )
 
@@ -194,28 +182,12 @@ def selection_map(
 
 def direction_inputs(watched: Watched) -> Iterator[DirectionInputs]:
     """What the last layer's scan is given, one direction after the other."""
-    block, mixer = watched.block, _mixer(watched)
-    inner = mixer.inner(block.norm(interleave(watched.tokens, watched.queries, watched.query_index)))
-    for number in range(2 if mixer.bidirectional else 1):
-        directions = mixer.directions((number,))
-        u = mixer.convolve(inner, directions)
-        _, B, C = mixer.scan_inputs(u, directions)
-        step = mixer.step_sizes(u, directions)[0, 0]
-        z = bidirectional_conv1d(inner, directions.conv, directions.conv_bias, False, directions.reverse)
-        yield DirectionInputs(
-            u=inner[0],
-            step=step,
-            A=directions.A[0],
-            B=B[0, 0],
-            C=C[0, 0, watched.query_index],
-            taps=directions.conv[0].flip(-1),  # the last one is the token's own
-            passed=torch.sigmoid(z[0, 0]),
-        )
+    return inputs_of(_mixer(watched), _sequence(watched), watched.query_index)
 
 
 def query_gate(watched: Watched) -> Tensor:
     """(Q, D): what the layer multiplies the outputs of both directions by."""
-    return _mixer(watched).gate(watched.block.norm(watched.queries))[0]
+    return gate_of(_mixer(watched), _sequence(watched), watched.query_index)
 
 
 def spread_queries(num_queries: int, at_most: int) -> Tensor:
@@ -229,12 +201,18 @@ def spread_queries(num_queries: int, at_most: int) -> Tensor:
 
 def _scans(compressor: nn.Module | None) -> list[MambaBlock]:
     modules = [] if compressor is None else compressor.modules()
-    return [block for block in modules if isinstance(block, MambaBlock) and isinstance(block.mixer, MambaMixer)]
+    return [block for block in modules if isinstance(block, MambaBlock) and isinstance(block.mixer, ScanMixer)]
 
 
-def _mixer(watched: Watched) -> MambaMixer:
+def _sequence(watched: Watched) -> Tensor:
+    """(1, L, C): the layer's input behind its norm, queries among the tokens."""
+    normed: Tensor = watched.block.norm(interleave(watched.tokens, watched.queries, watched.query_index))
+    return normed
+
+
+def _mixer(watched: Watched) -> ScanMixer:
     mixer = watched.block.mixer
-    if not isinstance(mixer, MambaMixer):
+    if not isinstance(mixer, ScanMixer):
         raise BimbaError(f"Expected a layer that scans, received one with a {type(mixer).__name__}.")
     return mixer
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -13,17 +15,30 @@ from bimba.sweep.cell import Cell, Outcome
 FILE_NAME = "sweep.json"
 
 
+def plan(sweep_dir: Path, cells: Sequence[Cell]) -> None:
+    """Enters the cells that are not there yet, as waiting: a sweep that is ended before their turn still lacks them."""
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    path = sweep_dir / FILE_NAME
+    with FileLock(str(sweep_dir / "sweep.lock")):
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        names = {one["cell"] for one in entries}
+        entries += [_entry(cell, "waiting", 0.0, None) for cell in cells if cell.name not in names]
+        write_json(path, entries)
+
+
+def _entry(cell: Cell, status: str, seconds: float, error: str | None) -> dict[str, Any]:
+    overrides = list(cell.overrides)
+    return {"cell": cell.name, "overrides": overrides, "status": status, "seconds": seconds, "error": error}
+
+
 def note(sweep_dir: Path, cell: Cell, outcome: Outcome | None) -> None:
     """Enters the state of a cell, at its start (None) and at its end; cells of several processes go in together."""
     sweep_dir.mkdir(parents=True, exist_ok=True)
     path = sweep_dir / FILE_NAME
-    entry = {
-        "cell": cell.name,
-        "overrides": list(cell.overrides),
-        "status": "running" if outcome is None else outcome.status,
-        "seconds": 0.0 if outcome is None else outcome.seconds,
-        "error": None if outcome is None else outcome.error,
-    }
+    if outcome is None:
+        entry = _entry(cell, "running", 0.0, None)
+    else:
+        entry = _entry(cell, outcome.status, outcome.seconds, outcome.error)
     with FileLock(str(sweep_dir / "sweep.lock")):
         entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         names = [one["cell"] for one in entries]

@@ -39,6 +39,7 @@ class RunRecord(L.Callback):
     status              running (or killed without a chance to say so), finished, failed
     command, overrides  how it was started, and what of it chose keys
     code_version        of :func:`bimba.training.code_version.code_version`
+    earlier_code        bimba and git of the code that trained the weights before, where it was another
     started             of this process; a run that resumes another one has a later one
     steps               optimizer steps at the end
     train_seconds       of all processes in a row that trained the weights, but for what was trained and lost
@@ -56,7 +57,7 @@ class RunRecord(L.Callback):
     ==================  ================================================================================================
 
     Only the first process writes, and as long as the context lasts no other run begins in this folder: it raises
-    ``BimbaError``. ``train_seconds`` goes into the files of ``resume/`` with the weights it belongs to.
+    ``BimbaError``. ``train_seconds`` and the code go into the files of ``resume/`` with the weights they belong to.
 
     Args:
         run_dir: of the run.
@@ -77,6 +78,7 @@ class RunRecord(L.Callback):
             "command": [sys.executable, *sys.argv],
             "overrides": list(overrides),
             "code_version": code_version(),
+            "earlier_code": [],
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "steps": 0,
             "train_seconds": 0.0,
@@ -135,11 +137,17 @@ class RunRecord(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._before_s, self._began_s = self.train_seconds, None
 
-    def state_dict(self) -> dict[str, float]:
-        return {"train_seconds": self.train_seconds}
+    def state_dict(self) -> dict[str, Any]:
+        return {"train_seconds": self.train_seconds, "code": [*self.values["earlier_code"], self._code]}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before_s = state_dict["train_seconds"]
+        earlier = state_dict.get("code", [])  # files of before it was noted have none
+        self.values["earlier_code"] = [code for code in earlier if code != self._code]
+
+    @property
+    def _code(self) -> dict[str, Any]:
+        return {key: self.values["code_version"][key] for key in ("bimba", "git")}
 
     def trained(self, trainer: L.Trainer) -> None:
         """Notes what a trainer that has ended its ``fit`` shows."""

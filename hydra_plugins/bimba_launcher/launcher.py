@@ -54,6 +54,7 @@ class BimbaLauncher(Launcher):
         cells = [cell for cell, _ in jobs]
         _check_folders(cells)
         sweep_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
+        ledger.plan(sweep_dir, cells)
         threads = self.threads or threads_of_environment()
         n_jobs = self.n_jobs or min(jobs_at_a_time(config, threads) for _, config in jobs)
         environment = {"OMP_NUM_THREADS": str(threads)}

@@ -75,7 +75,7 @@ def test_without_a_scan_the_page_says_why_there_is_no_map(models_of, videos):
     models, reading = models_of("none"), opened(videos / "a.mp4")
     run(read(reading, models))
     assert reading.maps == {"none (no compressor)": models.all[0].no_map}
-    assert "Give a checkpoint whose compressor is one of: gated_patch, mamba" in drawing.frames(reading, models)
+    assert "Give a checkpoint whose compressor is one of: gated_patch, mamba, mamba2" in drawing.frames(reading, models)
 
 
 def test_answers_are_those_of_the_engine_and_grow(models_of, videos, checkpoints):

@@ -67,7 +67,7 @@ CASES = {
         lambda: _compressor(query_position="middle"),
         ["query_position='middle' is unknown; choose one of: interleaved, appended"],
     ),
-    "no_layers": (lambda: _compressor(num_layers=0), ["num_layers must be at least 1, received 0"]),
+    "no_layers": (lambda: _compressor(num_layers=0), ["num_layers must be a whole number of at least 1, received 0"]),
     "a_compressor": (lambda: _build(name="mambo"), ["'mambo' is no compressor; choose one of: attention"]),
     "an_option": (lambda: _build(name="mamba", d_sate=4), ["has no option d_sate; its options are: num_layers"]),
     "a_dtype": (lambda: _load("good", dtype="int8"), ["Unknown dtype 'int8'; expected float32, bfloat16 or float16"]),

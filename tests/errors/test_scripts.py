@@ -39,6 +39,16 @@ TRAIN = [
     Case("a_word_as_switch", ["save_frozen=maybe"], ["save_frozen is 'maybe'; expected true or false"]),
     Case("a_word_as_list", ["model.frozen=projector"], ["model.frozen is 'projector'; expected a list"]),
     Case("a_sweep_without_m", ["seed=1,2"], ["Ambiguous value for argument 'seed=1,2'", "add --multirun"]),
+    Case(
+        "a_key_of_one_compressor_in_a_sweep",
+        ["-m", "model/compressor=mamba,pool", "model.compressor.question_conditioned=true,false"],
+        ["with model/compressor=pool: There is no key model.compressor.question_conditioned; those that have it: "],
+    ),
+    Case(
+        "an_option_in_a_sweep",
+        ["-m", "seed=1,2", "model/compressor=mamba,pol"],
+        ["with model/compressor=pol: There is no model/compressor=pol; did you mean model/compressor=pool?"],
+    ),
     Case("two_at_once", ["seed=abc", "save_frozen=x"], ["seed is 'abc'", "save_frozen is 'x'"]),
 ]
 EVALUATE = [

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bimba.model.compressor import Compressor, MambaCompressor, PoolCompressor
+from bimba.model.compressor.mamba2 import Mamba2Compressor
 from bimba.model.selection import direction_inputs, query_gate, selection_map, spread_queries, watch
 from bimba.ops import query_positions
 from bimba.ops.selective_scan.attribution import attribute
@@ -14,10 +15,10 @@ from bimba.types import BimbaError
 C, GRID, QUERIES = 16, (4, 3, 2), (2, 3)
 
 
-def compressor(**options) -> MambaCompressor:
+def compressor(kind=MambaCompressor, **options) -> MambaCompressor:
     """Random weights that add something to the queries."""
     torch.manual_seed(0)
-    made = MambaCompressor(C, d_state=4, **options)
+    made = kind(C, d_state=4, **options)
     for layer in made.layers:
         torch.nn.init.normal_(layer.mixer.out_proj.weight)
     return made.eval()
@@ -34,7 +35,17 @@ def watched(made, *inputs):
     return seen[-1], output
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": False}, {"query_position": "appended"}, {"num_layers": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bidirectional": False},
+        {"query_position": "appended"},
+        {"num_layers": 2},
+        {"kind": Mamba2Compressor, "head_dim": 8},
+        {"kind": Mamba2Compressor, "head_dim": 64, "bidirectional": False, "num_layers": 2},
+    ],
+)
 @torch.no_grad()
 def test_what_tokens_add_is_what_the_layer_adds(options):
     """Without the skip and the convolution's bias, which belong to no token."""
@@ -56,9 +67,10 @@ def test_what_tokens_add_is_what_the_layer_adds(options):
     torch.testing.assert_close(added, output.flatten(0, 2) @ direction, rtol=1e-5, atol=1e-5)
 
 
-def test_tokens_lie_where_they_came_from():
+@pytest.mark.parametrize("kind", [MambaCompressor, Mamba2Compressor])
+def test_tokens_lie_where_they_came_from(kind):
     """A token that alone is not zero is all that is selected of the video."""
-    made = compressor(norm=False)
+    made = compressor(kind, norm=False)
     tokens, queries = torch.zeros(1, *GRID, C), media()[1]
     tokens[0, 2, 1, 1] = 5.0
     selected = selection_map(watched(made, tokens, queries)[0])

@@ -33,6 +33,7 @@ def write_run(
     losses: Sequence[float] = (4.0, 2.0, 1.0),
     num_frames: int = 32,
     lengths: Sequence[int] = (4, 8),
+    trained_with: int = 32,
     **record: Any,
 ) -> Path:
     """A finished run.
@@ -42,11 +43,12 @@ def write_run(
             ``lengths[i % len(lengths)]`` frames.
         settings: of the compressor.
         num_frames: of the evaluations, but for those that say so: ``frames_16``.
+        trained_with: frames of a video, in training.
         record: values of run.json, in place of those here.
     """
     config = {
         "seed": seed,
-        "model": {"compressor": {"name": compressor, **(settings or {})}, "config": {"num_frames": 32}},
+        "model": {"compressor": {"name": compressor, **(settings or {})}, "config": {"num_frames": trained_with}},
         "data": {"num_frames": "${model.config.num_frames}"},
         "paths": {"run_dir": "${hydra:runtime.output_dir}"},
     }

@@ -12,8 +12,9 @@ from bimba.report.sweep.collect import find_runs
 from bimba.report.sweep.configs import changes_of, defaults_of, shared_changes
 from bimba.report.sweep.label import label_cells
 from bimba.report.sweep.notices import notices
-from bimba.report.sweep.plots import frames_plot
+from bimba.report.sweep.plots import compression_plot, frames_plot
 from bimba.report.sweep.summary import summarise
+from bimba.report.sweep.tables import accuracy_tables, cell_table
 from bimba.types import BimbaError
 
 QUIZ = {"test": {"quiz": [1, 0, 1, 1]}}
@@ -57,6 +58,7 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
     write_run(tmp_path / "bad", status="failed", error="the loss is no number")
     write_run(tmp_path / "on", status="running")
     write_run(tmp_path / "lost", status="running")
+    write_run(tmp_path / "stopped", status="failed", error="SIGTERM ended the run after step 5")
     write_run(tmp_path / "torn")
     (tmp_path / "torn" / "run.json").write_text('{"status": "fin')
     (tmp_path / "sweep.json").write_text(
@@ -64,6 +66,8 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
             [
                 {"cell": "never", "status": "failed", "error": "no such compressor"},
                 {"cell": "lost", "status": "failed", "error": "killed by SIGKILL"},
+                {"cell": "later", "status": "waiting", "error": None},
+                {"cell": "stopped", "status": "interrupted", "error": "SIGTERM ended the run after step 5"},
             ]
         )
     )
@@ -72,6 +76,8 @@ def test_cells_that_are_not_finished_have_their_reason(tmp_path):
     assert (found["never"].status, found["never"].reason) == (FAILED, "no such compressor")
     assert found["on"].status == UNFINISHED and "running, or interrupted" in found["on"].reason
     assert found["on"].reason.endswith("has begun") and found["lost"].reason.endswith("how: killed by SIGKILL")
+    assert found["later"].status == UNFINISHED and found["later"].reason.startswith("not begun")
+    assert (found["stopped"].status, found["stopped"].reason) == (UNFINISHED, "SIGTERM ended the run after step 5")
     assert found["torn"].status == FAILED and "run.json cannot be read" in found["torn"].reason
 
 
@@ -156,6 +162,16 @@ def test_mixed_code_is_flagged(tmp_path):
     assert any(notice.startswith("OTHER DEVICES: cpu | H100") for notice in found)
 
 
+def test_a_cell_that_other_code_began_is_flagged_though_all_cells_are(tmp_path):
+    earlier = [{"bimba": "0.1.0", "git": {"commit": "c" * 40, "dirty": False}}]
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), "pool", seed, QUIZ, earlier_code=earlier)
+    sweep = summarise(cells_of(tmp_path))
+    (flag,) = notices(sweep)
+    assert flag == "MIXED CODE: the cells were made by 2 versions of the code. cccccccccc then aaaaaaaaaa: 1, 2."
+    assert cell_table(sweep).rows[0][4] == "cccccccccc then aaaaaaaaaa"
+
+
 def test_one_code_is_not_flagged_but_uncommitted_changes_are(tmp_path):
     for seed in (1, 2):
         write_run(tmp_path / str(seed), "pool", seed, QUIZ)
@@ -165,6 +181,16 @@ def test_one_code_is_not_flagged_but_uncommitted_changes_are(tmp_path):
     write_run(tmp_path / "4", "pool", 4, QUIZ, code_version={**dirty})
     (flag,) = notices(summarise(cells_of(tmp_path / "3", tmp_path / "4")))
     assert flag.startswith("UNCOMMITTED")
+
+
+def test_an_evaluation_that_one_of_two_seeds_has_is_said_to_be_of_one(tmp_path):
+    write_run(tmp_path / "1", "pool", 1, {"test": {"quiz": [1, 0]}, "frames_64": {"quiz": [1, 0]}})
+    write_run(tmp_path / "2", "pool", 2, {"test": {"quiz": [1, 0]}})
+    sweep = summarise(cells_of(tmp_path))
+    assert [notice for notice in notices(sweep) if notice.startswith("ONE SEED: pool in frames_64. ")]
+    (table,) = accuracy_tables(sweep)
+    (row,) = table.rows
+    assert row[-1].endswith("] (1 of 2 seeds)") and row[-2].endswith("]")
 
 
 def test_of_two_runs_with_one_seed_the_newer_counts(tmp_path):
@@ -200,6 +226,33 @@ def test_the_baseline_is_met_with_the_same_seeds_and_questions_alone(tmp_path):
     ]
 
 
+def test_the_baseline_is_not_met_with_another_compression_where_its_own_cell_is_missing(tmp_path):
+    """pool with [8, 8] failed, so that reduction varies among mamba's cells alone."""
+    for reduction in ([4, 2], [8, 8]):
+        settings = {"reduction": reduction, "d_state": 16}
+        write_run(tmp_path / f"mamba{reduction[0]}", "mamba", 1, QUIZ, settings=settings)
+    write_run(tmp_path / "pool4", "pool", 1, QUIZ, settings={"reduction": [4, 2]})
+    write_run(tmp_path / "pool8", "pool", 1, settings={"reduction": [8, 8]}, status="failed", error="no more memory")
+    sweep = summarise(cells_of(tmp_path))
+    assert [(one.label.name, one.baseline.name) for one in sweep.comparisons] == [("mamba reduction=[4, 2]", "pool")]
+    assert sweep.apart == ["mamba reduction=[8, 8], test, quiz: 0 cells of pool with the same other settings"]
+
+
+def test_the_baseline_with_more_settings_is_met_where_these_are_equal(tmp_path):
+    for frames in (16, 32):
+        write_run(tmp_path / f"pool{frames}", "pool", 1, QUIZ, trained_with=frames)
+    write_run(tmp_path / "mamba", "mamba", 1, QUIZ, trained_with=32)
+    sweep = summarise(cells_of(tmp_path))
+    assert [(one.label.name, one.baseline.name) for one in sweep.comparisons] == [("mamba", "pool num_frames=32")]
+
+
+def test_options_of_a_compressor_of_its_own_do_not_keep_it_from_the_baseline(tmp_path):
+    for layers in (1, 2):
+        write_run(tmp_path / f"mamba{layers}", "mamba", 1, QUIZ, settings={"num_layers": layers})
+    write_run(tmp_path / "attention", "attention", 1, QUIZ, settings={"num_layers": 1})
+    assert len(summarise(cells_of(tmp_path), "attention").comparisons) == 2
+
+
 @pytest.mark.parametrize("baseline", ["side=left", "model.compressor.side=left"])
 def test_a_setting_as_the_baseline_is_met_with_all_other_settings_equal(tmp_path, baseline):
     for side, width, right in [("left", 1, 0), ("left", 2, 1), ("right", 1, 1), ("middle", 2, 0), ("right", 3, 1)]:
@@ -219,6 +272,36 @@ def test_two_evaluations_of_as_many_frames_are_no_two_points_against_frames(tmp_
     write_run(tmp_path / "a", "pool", 1, evaluations)
     picture = frames_plot(summarise(cells_of(tmp_path)))
     assert picture is not None and "quiz, pool: 50 % at 16, 100 % at 32." in picture.description
+
+
+def test_models_trained_with_other_numbers_of_frames_are_lines_of_their_own(tmp_path):
+    for frames, right in ((16, [1, 0]), (32, [1, 1])):
+        evaluations = {f"frames_{frames}": {"quiz": right}, "frames_64": {"quiz": right}}
+        write_run(tmp_path / f"{frames}", "pool", 1, evaluations, trained_with=frames)
+    picture = frames_plot(summarise(cells_of(tmp_path)))
+    assert picture is not None
+    assert "quiz, pool num_frames=16: 50 % at 16, 50 % at 64" in picture.description
+    assert "quiz, pool num_frames=32: 100 % at 32, 100 % at 64" in picture.description
+
+
+def test_models_each_read_with_as_many_frames_as_they_were_trained_with_are_a_line_that_says_so(tmp_path):
+    for frames, right in ((16, [1, 0]), (32, [1, 1])):
+        write_run(tmp_path / f"{frames}", "pool", 1, {"test": {"quiz": right}}, num_frames=frames, trained_with=frames)
+    write_run(tmp_path / "mamba", "mamba", 1, {"test": {"quiz": [0, 1]}, "frames_16": {"quiz": [0, 0]}})
+    picture = frames_plot(summarise(cells_of(tmp_path)))
+    assert picture is not None
+    assert "quiz, pool (trained with as many): 50 % at 16, 100 % at 32" in picture.description
+    assert "quiz, mamba: 0 % at 16, 50 % at 32" in picture.description
+
+
+def test_models_that_compress_as_much_in_different_ways_are_lines_of_their_own(tmp_path):
+    for name, reduction, tokens in (("a", [4, 2], 128), ("b", [1, 4], 128), ("c", [8, 8], 4)):
+        counts = {"frames": 32, "patch_tokens": 2048, "visual_tokens": tokens}
+        write_run(tmp_path / name, "pool", 1, QUIZ, settings={"reduction": reduction}, compression=counts)
+    picture = compression_plot(summarise(cells_of(tmp_path)))
+    assert (
+        picture is not None and picture.description.count("75 % at") == picture.description.count("quiz, pool red") == 3
+    )
 
 
 def test_an_evaluation_that_no_cell_has_is_refused(tmp_path):

@@ -96,6 +96,14 @@ def test_failed_cells_do_not_stop_a_sweep_and_a_second_one_only_runs_what_is_mis
     assert entries[2]["seconds"] == seconds
 
 
+def test_a_cell_whose_turn_has_not_come_is_waiting_and_one_that_has_ended_stays_so(make):
+    cells = [make("ends"), make("fails")]
+    sweep(cells[:1])
+    ledger.plan(cells[0].folder.parent, cells)
+    entries = json.loads((cells[0].folder.parent / "sweep.json").read_text())
+    assert [(one["cell"], one["status"]) for one in entries] == [("how=ends", "finished"), ("how=fails", "waiting")]
+
+
 def test_a_folder_with_another_run_is_left_alone(make):
     sweep([make("ends", "cell")])
     cell = make("fails", "cell")

@@ -143,6 +143,19 @@ def test_optuna_draws_each_trial_once_and_is_told_the_objective(app, tmp_path):
     assert f"best_value: {best}" in (tmp_path / "out/optimization_results.yaml").read_text()
 
 
+def test_a_sweep_that_is_ended_names_the_cells_that_had_not_begun(app, tmp_path):
+    """The first cell asks the sweep to stop, at its first attempt."""
+    program = tmp_path / "app.py"
+    first = "len((folder / 'processes.txt').read_text().splitlines()) == 1"
+    asks = f"    if cfg.x == 1 and {first}: os.kill(os.getppid(), 2); time.sleep(0.5)\n"
+    program.write_text(program.read_text().replace("    ended =", f"{asks}    ended =", 1))
+    assert app("x=1,2", "same=5", "hydra.launcher.n_jobs=1").returncode == 130
+    assert list(processes(tmp_path)) == ["x=1"]
+    assert statuses(tmp_path)["x=2"] == "waiting"
+    app("x=1,2", "same=5", "hydra.launcher.n_jobs=1")
+    assert statuses(tmp_path)["x=2"] == "finished"
+
+
 def test_two_cells_in_one_folder_are_refused(app):
     done = app("x=1,2", "hydra.sweep.subdir=same")
     assert done.returncode == 1

@@ -90,6 +90,22 @@ def test_a_resumed_run_counts_the_seconds_before(trained, tmp_path):
     assert len(trainer.callbacks[0].patch_token_rates) == 3
 
 
+def test_a_run_resumed_with_other_code_names_what_trained_it_before(trained, tmp_path, monkeypatch):
+    run_dir, before, *_ = trained
+    assert read_run(run_dir)["earlier_code"] == []
+    same, _, _ = fit(tmp_path / "same", steps=4, resume=run_dir / "state.ckpt")  # nothing left to train
+    assert same.values["earlier_code"] == []
+    code = before.values["code_version"]
+    monkeypatch.setattr(run_record, "code_version", lambda: {**code, "git": {"commit": "b" * 40, "dirty": False}})
+    fit(tmp_path / "other", steps=4, resume=run_dir / "state.ckpt")
+    assert read_run(tmp_path / "other")["earlier_code"] == [{"bimba": code["bimba"], "git": code["git"]}]
+    monkeypatch.undo()
+    fit(tmp_path / "again", steps=6, resume=tmp_path / "other" / "state.ckpt")
+    assert read_run(tmp_path / "again")["earlier_code"] == [
+        {"bimba": code["bimba"], "git": {"commit": "b" * 40, "dirty": False}}
+    ]
+
+
 def test_a_run_that_fails_says_why(tmp_path):
     record = RunRecord(tmp_path, [])
     with record:

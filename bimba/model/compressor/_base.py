@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,16 @@ from bimba.types import BimbaError
 
 NO_GRADIENT: Literal["no gradient"] = "no gradient"
 Product = tuple[Tensor | Literal["no gradient"] | None, float]
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raises ``BimbaError`` for an option, given by its name, that is no whole number of at least 1.
+
+    Zero would not always fail: a scan without states, or attention without channels, trains and adds nothing.
+    """
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise BimbaError(f"compressor option {name} must be a whole number of at least 1, received {size!r}.")
 
 
 class Compressor(nn.Module):

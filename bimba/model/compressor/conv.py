@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bimba.model.compressor._base import Compressor, Product
+from bimba.model.compressor._base import Compressor, Product, check_sizes
 from bimba.model.mamba import RMSNorm
 from bimba.model.queries import query_sides
 from bimba.types import BimbaError
@@ -29,12 +29,10 @@ class ConvCompressor(Compressor):
 
     def __init__(self, hidden_size: int, kernel: Sequence[int] = (5, 3), channels: int | None = None) -> None:
         super().__init__(hidden_size)
-        if len(kernel) != 2 or min(kernel) < 1 or (channels is not None and channels < 1):
-            raise BimbaError(
-                f"compressor options kernel={kernel!r}, channels={channels!r}: expected [frames, rows] of at least 1 "
-                "each, and at least 1 channel, or null."
-            )
-        width = channels or max(1, hidden_size // 4)
+        if isinstance(kernel, str) or not isinstance(kernel, Sequence) or len(kernel) != 2:
+            raise BimbaError(f"compressor option kernel must be [frames, rows], such as [5, 3], received {kernel!r}.")
+        width = max(1, hidden_size // 4) if channels is None else channels
+        check_sizes(**{"kernel[0]": kernel[0], "kernel[1]": kernel[1], "channels": width})
         self.kernel = (kernel[0], kernel[1], kernel[1])
         self.norm = RMSNorm(hidden_size)
         self.in_proj = nn.Linear(hidden_size, width)

@@ -33,10 +33,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bimba.model.compressor._base import Product
+from bimba.model.compressor._base import Product, check_sizes
 from bimba.model.compressor.mamba import MambaCompressor
 from bimba.model.mamba import RMSNorm
-from bimba.types import BimbaError
 
 ANCHORS_AT_A_TIME = 64  # whose patches are one matrix product: it is mostly zeros, and grows with their square
 
@@ -79,8 +78,7 @@ class GatedPatchCompressor(MambaCompressor):
             chunk_tokens=chunk_tokens,
             question_conditioned=question_conditioned,
         )
-        if num_weights < 1:
-            raise BimbaError(f"compressor option num_weights must be at least 1, received {num_weights}.")
+        check_sizes(num_weights=num_weights)
         self.anchor = nn.Parameter(torch.empty(hidden_size))
         self.weights = nn.Linear(hidden_size, num_weights)
         self.gate = nn.Linear(hidden_size, 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bimba.model.attention import AttentionMixer
 from bimba.model.block import MambaBlock, Mixer
-from bimba.model.compressor._base import Compressor, Product
+from bimba.model.compressor._base import Compressor, Product, check_sizes
 from bimba.model.compressor._question import Led, lead, warn_of_one_layer
 from bimba.model.mamba import MambaMixer
 from bimba.ops import deinterleave, queries_before, query_positions
@@ -84,8 +84,7 @@ class MambaCompressor(Compressor):
                 f"compressor option chunk_tokens={chunk_tokens}: attention sees all tokens at once and cannot be "
                 'streamed; use mixer="mamba", or chunk_tokens=0.'
             )
-        if num_layers < 1:
-            raise BimbaError(f"compressor option num_layers must be at least 1, received {num_layers}.")
+        check_sizes(num_layers=num_layers, d_state=d_state, d_conv=d_conv, expand=expand)
         if question_conditioned and num_layers == 1 and not self.selects_behind_layers:
             warn_of_one_layer()
         self.query_position = query_position

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+from bimba.model.compressor._base import check_sizes
 from bimba.model.compressor.mamba import MambaCompressor
 from bimba.model.mamba2 import Mamba2Mixer
 
@@ -34,6 +35,7 @@ class Mamba2Compressor(MambaCompressor):
         chunk_tokens: int | Literal["auto"] = "auto",
         question_conditioned: bool = False,
     ) -> None:
+        check_sizes(d_state=d_state, d_conv=d_conv, expand=expand, head_dim=head_dim)
         super().__init__(
             hidden_size,
             num_layers=num_layers,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bimba.model.compressor._attending import AttentionLayer, Positions
-from bimba.model.compressor._base import Compressor, Product
+from bimba.model.compressor._base import Compressor, Product, check_sizes
 from bimba.model.compressor._question import warn_of_one_layer
 from bimba.model.queries import query_sides
 from bimba.types import BimbaError
@@ -39,8 +39,7 @@ class PerceiverCompressor(Compressor):
         super().__init__(hidden_size, question_conditioned)
         if queries not in ("pooled", "learned"):
             raise BimbaError(f"compressor option queries={queries!r} is unknown; choose one of: pooled, learned.")
-        if num_layers < 1:
-            raise BimbaError(f"compressor option num_layers must be at least 1, received {num_layers}.")
+        check_sizes(num_layers=num_layers, expand=expand)
         if question_conditioned and num_layers == 1:
             warn_of_one_layer()
         self.positions = Positions(hidden_size)

@@ -100,6 +100,8 @@ def _status(folder: Path, record: Mapping[str, Any], planned: Mapping[str, Any])
     error = record.get("error") or planned.get("error")
     if said == "finished":
         return FINISHED, ""
+    if planned.get("status") == "interrupted" and said != "running":  # run.json says "failed", as of any run that ended
+        return UNFINISHED, str(error or "interrupted")
     if said == "failed" or (error and said != "running"):
         return FAILED, str(error or "it does not say why; see train.log in its folder")
     if said is None and (folder / "checkpoint" / "config.json").is_file():  # train.py alone, before there was run.json
@@ -107,6 +109,8 @@ def _status(folder: Path, record: Mapping[str, Any], planned: Mapping[str, Any])
     if said == "running":
         ended = f"; {SWEEP} says how: {planned['error']}" if planned.get("error") else ""
         return UNFINISHED, f"running, or interrupted: {RUN} says that it has begun{ended}"
+    if said == "waiting":
+        return UNFINISHED, f"not begun: the sweep ended before its turn, or goes on ({SWEEP})"
     return UNFINISHED, str(said or "no checkpoint yet")
 
 

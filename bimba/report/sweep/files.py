@@ -15,7 +15,7 @@ from bimba.report.sweep.collect import find_runs
 from bimba.report.sweep.configs import defaults_of
 from bimba.report.sweep.costs import COSTS, frontiers
 from bimba.report.sweep.label import Label
-from bimba.report.sweep.notices import code_name
+from bimba.report.sweep.notices import code_of
 from bimba.report.sweep.page import PLOTS, Page, make_page, rendered
 from bimba.report.sweep.statistics import Estimate
 from bimba.report.sweep.style import Picture
@@ -116,7 +116,7 @@ def _about(cell: Cell, label: Label, sweep: Sweep) -> dict[str, Any]:
         **{"cell": cell.name, "folder": str(cell.folder), "status": cell.status, "reason": cell.reason},
         **{"label": label.name, "compressor": label.compressor, "seed": cell.seed},
         **dict(label.settings),
-        "code": code_name(cell.version),
+        "code": code_of(cell),
         "compression": cell.compression,
         **{cost.name: cost.of(cell, sweep.primary) for cost in COSTS},
     }

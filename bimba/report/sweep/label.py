@@ -25,11 +25,13 @@ class Label:
     Attributes:
         settings: key and value of what varies among the cells with this compressor.
         short: the keys as they are shown, the last parts that tell them apart.
+        fixed: key and value of what varies among the cells with another compressor, and not among these.
     """
 
     compressor: str
     settings: tuple[tuple[str, str], ...] = ()
     short: tuple[str, ...] = ()
+    fixed: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -44,7 +46,8 @@ class Label:
     def differs_from(self, baseline: Label, name: str) -> bool:
         """Whether what ``name`` names is all in which ``baseline`` is another: its compressor, or one setting."""
         if name == baseline.compressor:
-            return all(dict(self.settings).get(key, value) == value for key, value in baseline.settings)
+            here, there = (dict((*label.settings, *label.fixed)) for label in (self, baseline))
+            return all(here.get(key, value) == value for key, value in there.items())
         key = name.partition("=")[0]
         return self.compressor == baseline.compressor and all(
             key in (full, short) or value == other
@@ -76,12 +79,19 @@ def label_cells(cells: Sequence[Cell]) -> list[Label]:
         keys = dict.fromkeys(key for config in own for key in config if key not in follow)
         varying[compressor] = [key for key in keys if len({config.get(key, NONE) for config in own}) > 1]
     shown = _shortened({key for keys in varying.values() for key in keys})
+    common = [key for key in shown if not _is_own(key)]
     labels = []
     for cell, config in zip(cells, configs):
         keys_here = varying[cell.compressor]
         settings = tuple((key, config.get(key, NONE)) for key in keys_here)
-        labels.append(Label(cell.compressor, settings, tuple(shown[key] for key in keys_here)))
+        fixed = tuple((key, config[key]) for key in common if key in config and key not in keys_here)
+        labels.append(Label(cell.compressor, settings, tuple(shown[key] for key in keys_here), fixed))
     return labels
+
+
+def _is_own(key: str) -> bool:
+    """Whether it is an option that means something else, or nothing, in another compressor."""
+    return key.startswith("model.compressor.") and key.rpartition(".")[2] not in COMPRESSION
 
 
 def comparable(cell: Cell) -> dict[str, str]:

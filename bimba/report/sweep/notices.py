@@ -29,7 +29,13 @@ def notices(sweep: Sweep) -> list[str]:
     if own:
         names = ", ".join(dict.fromkeys(score.label.name for score in own))
         found.append(f"OTHER QUESTIONS: the seeds of {names} were not asked the same; intervals go by seeds alone.")
-    single = [group.label.name for group in sweep.groups if len(group.cells) == 1]
+    alone = {group.label: group.label.name for group in sweep.groups if len(group.cells) == 1}
+    single = list(alone.values())
+    single += dict.fromkeys(  # an evaluation that one of several cells has
+        f"{score.label.name} in {score.evaluation}"
+        for score in sweep.scores
+        if score.estimate.seeds == 1 and score.label not in alone
+    )
     if single:
         found.append(
             f"ONE SEED: {', '.join(single)}. Their intervals hold for other questions, not for other training runs."
@@ -48,12 +54,22 @@ def code_name(version: dict[str, Any]) -> str:
     return f"bimba {version['bimba']}" if version.get("bimba") else "unknown"
 
 
+def code_of(cell: Cell) -> str:
+    """What trained a cell, one after the other where it was resumed with other code."""
+    return " then ".join(_codes(cell))
+
+
+def _codes(cell: Cell) -> list[str]:
+    return list(dict.fromkeys(map(code_name, [*(cell.record.get("earlier_code") or []), cell.version])))
+
+
 def _code(cells: Sequence[Cell]) -> list[str]:
     """Whether the cells were made by one and the same code, on one kind of machine."""
     found = []
-    if len(by_code := _by([code_name(cell.version) for cell in cells], cells)) > 1:
+    by_code = _by([code_of(cell) for cell in cells], cells)
+    if (number := len({name for cell in cells for name in _codes(cell)})) > 1:
         told = "; ".join(f"{name}: {', '.join(members)}" for name, members in by_code.items())
-        found.append(f"MIXED CODE: the cells were made by {len(by_code)} versions of the code. {told}.")
+        found.append(f"MIXED CODE: the cells were made by {number} versions of the code. {told}.")
     elif any((cell.version.get("git") or {}).get("dirty") for cell in cells):
         found.append("UNCOMMITTED: the code had changes that no commit has; whether all cells had the same is unknown.")
     elif "unknown" in by_code:

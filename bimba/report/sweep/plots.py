@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bimba.report.sweep.label import COMPRESSION, FRAMES
+from bimba.report.sweep.label import COMPRESSION, FRAMES, Label
 from bimba.report.sweep.scores import Score
 from bimba.report.sweep.statistics import Estimate
 from bimba.report.sweep.style import (
@@ -60,23 +61,42 @@ def accuracy_plot(sweep: Sweep) -> Picture | None:
 
 
 def frames_plot(sweep: Sweep) -> Picture | None:
-    """Against the number of frames read of a video; None unless there are several."""
+    """Against the number of frames read of a video; None unless there are several.
+
+    A line is one model, or models that were each trained with as many frames as are read, which its name says.
+    """
     first: dict[tuple[str, str, int | None], Score] = {}
     for score in sweep.scores:  # those of the primary evaluation first: another of as many frames asks something else
         first.setdefault((score.label.name, score.task, score.num_frames), score)
-    found = _by_axis(list(first.values()), lambda score: score.num_frames, FRAMES)
+    apart = {score.label.without(FRAMES) for score in first.values() if not _is_read_as_trained(score)}
+
+    def line_of(label: Label) -> str:
+        line = label.without(FRAMES)
+        return label.name if line in apart or line == label.name else f"{line} (trained with as many)"
+
+    found = _by_axis(list(first.values()), lambda score: score.num_frames, line_of)
     title = "Accuracy against the number of frames"
-    return _lines(sweep, "frames", title, found, "frames of each video", log=True)
+    return _lines(sweep, "frames", title, found, line_of, "frames of each video", log=True)
 
 
 def compression_plot(sweep: Sweep) -> Picture | None:
-    """Against the compression, in the primary evaluation; None unless there are several."""
+    """Against the compression, in the primary evaluation; None unless there are several.
+
+    Labels that differ in it alone are a line, unless two of them compress as much.
+    """
     ratios = {group.label: group.compression for group in sweep.groups}
+    points = Counter((label.without(COMPRESSION), ratio) for label, ratio in ratios.items() if ratio is not None)
+    apart = {line for (line, _), count in points.items() if count > 1}
+
+    def line_of(label: Label) -> str:
+        line = label.without(COMPRESSION)
+        return label.name if line in apart else line
+
     scores = [score for score in sweep.scores if score.evaluation == sweep.primary]
-    found = _by_axis(scores, lambda score: ratios[score.label], COMPRESSION)
+    found = _by_axis(scores, lambda score: ratios[score.label], line_of)
     title = f"Accuracy against compression (evaluation {sweep.primary})"
     x_label = "patch tokens per visual token"
-    return _lines(sweep, "compression", title, found, x_label, log=True)
+    return _lines(sweep, "compression", title, found, line_of, x_label, log=True)
 
 
 def length_plot(sweep: Sweep) -> Picture | None:
@@ -91,34 +111,49 @@ def length_plot(sweep: Sweep) -> Picture | None:
         if lines:
             found[task] = lines
     title = f"Accuracy against the length of the needle (evaluation {sweep.primary})"
-    return _lines(sweep, "needle_length", title, found, "frames for which the shortest needle is visible", log=False)
+    x_label = "frames for which the shortest needle is visible"
+    return _lines(sweep, "needle_length", title, found, lambda label: label.name, x_label, log=False)
 
 
 def task_name(task: str) -> str:
     return task.removeprefix("bimba_")
 
 
+def _is_read_as_trained(score: Score) -> bool:
+    """Whether videos have as many frames as the label says that its models were trained with, if it says so."""
+    trained = [value for key, value in score.label.settings if key.rpartition(".")[2] in FRAMES]
+    return all(value == str(score.num_frames) for value in trained)
+
+
 def _by_axis(
-    scores: Sequence[Score], position: Callable[[Score], float | None], axis: Collection[str]
+    scores: Sequence[Score], position: Callable[[Score], float | None], line_of: Callable[[Label], str]
 ) -> dict[str, Lines]:
-    """For each task the lines of labels that differ in what the axis shows alone."""
+    """For each task the lines, by their names."""
     found: dict[str, Lines] = {}
     for score in scores:
         x = position(score)
         if x is not None:
-            points = found.setdefault(score.task, {}).setdefault(score.label.without(axis), [])
+            points = found.setdefault(score.task, {}).setdefault(line_of(score.label), [])
             points.append((float(x), score.estimate))
     return {
         task: {name: sorted(points, key=lambda p: p[0]) for name, points in of.items()} for task, of in found.items()
     }
 
 
-def _lines(sweep: Sweep, name: str, title: str, found: Mapping[str, Lines], x_label: str, log: bool) -> Picture | None:
+def _lines(
+    sweep: Sweep,
+    name: str,
+    title: str,
+    found: Mapping[str, Lines],
+    line_of: Callable[[Label], str],
+    x_label: str,
+    log: bool,
+) -> Picture | None:
     """A panel for each task; lines stand a little apart, so that their intervals do."""
     places = sorted({x for lines in found.values() for points in lines.values() for x, _ in points})
     if len(places) < 2:
         return None
-    own = _looks_of(sweep, found)
+    own = _looks_of(sweep, found, line_of)
     step = (places[-1] - places[0]) / 90
     with drawing():
         figure, parts = panels(len(found), 3.7, 3.3)
@@ -147,16 +182,13 @@ def _lines(sweep: Sweep, name: str, title: str, found: Mapping[str, Lines], x_la
     return Picture(name, title, told, figure)
 
 
-def _looks_of(sweep: Sweep, found: Mapping[str, Lines]) -> dict[str, Look]:
+def _looks_of(sweep: Sweep, found: Mapping[str, Lines], line_of: Callable[[Label], str]) -> dict[str, Look]:
     """A label keeps its look in all plots; lines that stand for several labels have that of their first."""
     of_labels = looks(group.label.name for group in sweep.groups)
-    names = dict.fromkeys(line for lines in found.values() for line in lines)
-    first = {
-        line: next((g.label.name for g in sweep.groups if f"{g.label.name} ".startswith(f"{line} ")), "")
-        for line in names
-    }
-    taken = [first[line] for line in names]
-    return {line: of_labels[first[line]] for line in names} if len(set(taken)) == len(taken) else looks(names)
+    first: dict[str, Look] = {}
+    for group in sweep.groups:
+        first.setdefault(line_of(group.label), of_labels[group.label.name])
+    return {line: first[line] for lines in found.values() for line in lines}
 
 
 def _seed_entry() -> Artist:

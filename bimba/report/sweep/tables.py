@@ -9,7 +9,7 @@ from typing import Any
 from bimba.report.sweep.configs import changes_of, setting, shared_changes
 from bimba.report.sweep.costs import COSTS, Frontier, digits, spread, values
 from bimba.report.sweep.label import NONE, Label
-from bimba.report.sweep.notices import code_name
+from bimba.report.sweep.notices import code_of
 from bimba.report.sweep.statistics import Estimate
 from bimba.report.sweep.summary import Sweep
 
@@ -48,7 +48,7 @@ def accuracy_tables(sweep: Sweep) -> list[Table]:
             own = [found.get((group.label, name)) for name in names]
             if any(own):
                 compression = NOTHING if group.compression is None else f"{digits(group.compression)}{TIMES}"
-                shown = [NOTHING if one is None else interval(one.estimate) for one in own]
+                shown = [NOTHING if one is None else _of_seeds(one.estimate, len(group.cells)) for one in own]
                 settings = [_value(group.label, key) for key in keys]
                 rows.append([group.label.compressor, *settings, compression, str(len(group.cells)), *shown])
         title = f"{task}: % right, with the 95 % interval"
@@ -136,16 +136,13 @@ def settings_tables(sweep: Sweep, defaults: Mapping[str, Mapping[str, Any]]) -> 
 def cell_table(sweep: Sweep) -> Table:
     """Every cell, the finished ones first, with the reason of those that are not."""
     rows = [
-        [cell.name, group.label.name, str(cell.seed), cell.status, code_name(cell.version), ""]
+        [cell.name, group.label.name, str(cell.seed), cell.status, code_of(cell), ""]
         for group in sweep.groups
         for cell in group.cells
     ]
+    rows += [[old.name, NOTHING, str(old.seed), "replaced", code_of(old), f"by {new}"] for old, new in sweep.replaced]
     rows += [
-        [old.name, NOTHING, str(old.seed), "replaced", code_name(old.version), f"by {new}"]
-        for old, new in sweep.replaced
-    ]
-    rows += [
-        [c.name, c.compressor, setting(c, "seed"), c.status, code_name(c.version), " ".join(c.reason.split())]
+        [c.name, c.compressor, setting(c, "seed"), c.status, code_of(c), " ".join(c.reason.split())]
         for c in sweep.others
     ]
     return Table("cells", "", ("Cell", "Compressor", "Seed", "Status", "Code", "Reason"), rows, 6)
@@ -157,6 +154,12 @@ def interval(estimate: Estimate, signed: bool = False) -> str:
     if signed:
         return f"{_signed(mean)} [{_signed(low)}, {_signed(high)}]"
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _of_seeds(estimate: Estimate, cells: int) -> str:
+    """With how many seeds have this evaluation, where that is not each of the label's cells."""
+    few = f" ({estimate.seeds} of {cells} seeds)" if estimate.seeds < cells else ""
+    return f"{interval(estimate)}{few}"
 
 
 def verdict(estimate: Estimate) -> str:

@@ -97,9 +97,14 @@ def test_the_operations_of_attention_are_those_of_its_matrices(name: str) -> Non
     [
         ({"name": "pool", "mode": "max"}, "mode='max' is unknown; choose one of: bilinear, average"),
         ({"name": "perceiver", "queries": "random"}, "queries='random' is unknown; choose one of: pooled, learned"),
-        ({"name": "perceiver", "num_layers": 0}, "num_layers must be at least 1, received 0"),
-        ({"name": "attention", "num_layers": 0}, "num_layers must be at least 1, received 0"),
-        ({"name": "conv", "kernel": [3]}, r"kernel=\[3\].*expected \[frames, rows\]"),
+        ({"name": "perceiver", "num_layers": 0}, "num_layers must be a whole number of at least 1, received 0"),
+        ({"name": "attention", "num_layers": 0}, "num_layers must be a whole number of at least 1, received 0"),
+        ({"name": "conv", "kernel": [3]}, r"kernel must be \[frames, rows\], such as .*received \[3\]"),
+        ({"name": "conv", "kernel": 5}, r"kernel must be \[frames, rows\], such as .*received 5"),
+        ({"name": "conv", "kernel": [5, "a"]}, r"kernel\[1\] must be a whole number of at least 1, received 'a'"),
+        ({"name": "conv", "channels": 0}, "channels must be a whole number of at least 1, received 0"),
+        ({"name": "attention", "expand": 0}, "expand must be a whole number of at least 1, received 0"),
+        ({"name": "perceiver", "expand": 1.5}, "expand must be a whole number of at least 1, received 1.5"),
         ({"name": "pool", "question_conditioned": True}, "'pool' cannot be conditioned"),
     ],
 )

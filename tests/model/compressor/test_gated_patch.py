@@ -143,5 +143,5 @@ def test_made_by_transformers_saved_and_loaded(tmp_path: Any) -> None:
 
 
 def test_no_weights_are_refused() -> None:
-    with pytest.raises(BimbaError, match="num_weights must be at least 1, received 0"):
+    with pytest.raises(BimbaError, match="num_weights must be a whole number of at least 1, received 0"):
         GatedPatchCompressor(HIDDEN, num_weights=0)
