@@ -109,10 +109,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_numbers(arguments)
     options = getattr(arguments, "options", None)
     if options is not None:
-        from bimba.data.prompt import check_number
+        from bimba.data.prompt import check_options
 
         try:
-            check_number(len(options))
+            check_options(options)
         except BimbaError as error:
             raise UsageError(f"--options: {error}") from error
         if arguments.short:

@@ -147,6 +147,8 @@ def test_what_fails_is_one_line_and_exits_1(checkpoint, video, capsys, arguments
         (["VIDEO"], "There is no question"),
         (["VIDEO", " "], "The question is empty"),
         (["VIDEO", "Who?", "--options", "one"], "--options: Got 1 options"),
+        (["VIDEO", "Who?", "--options", "a", ""], "--options: One of the options ['a', ''] is empty"),
+        (["VIDEO", "Who?", "--options", "A. red", "B. red"], "--options: The option 'red' is there more than once"),
         (["VIDEO", "Who?", "--options", "a", "b", "--short"], "do not go together"),
         (["VIDEO", "Who?", "--num-frames", "0"], "--num-frames is 0; expected 1 or more"),
         (["VIDEO", "Who?", "--temporal-pooling", "0"], "--temporal-pooling is 0; expected 1 or more"),

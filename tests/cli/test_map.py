@@ -48,7 +48,7 @@ def test_a_folder_is_written_once(scanning, video, tmp_path, capsys):
         (["VIDEO", "--num-frames", "13"], 1, "12 frames, and 13 were asked for"),
         (["VIDEO", "--queries", "0"], 2, "queries"),
         (["VIDEO", "--short"], 2, "of a question; give one"),
-        (["VIDEO", "--question", " "], 1, "question is empty"),
+        (["VIDEO", "--question", " "], 2, "question is empty"),
         (["VIDEO", "--question", "Who?", "--options", "a"], 2, "Got 1 options"),
         (["VIDEO", "--checkpoint", "bimba-tiny"], 1, "whose compressor is one of: "),
     ],

@@ -47,6 +47,7 @@ CASES = [
         "videos_of_a_benchmark",
         ["prepare", "videomme", "--from", "nowhere"],
         ["--from nowhere is not a folder", "expected one that holds videos, or archives of them"],
+        USAGE,
     ),
     Case(
         "a_home_that_is_a_file",
