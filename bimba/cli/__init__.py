@@ -24,7 +24,7 @@ from bimba.cli import (
     report,
     selection,
 )
-from bimba.cli.common import FAILED, INTERRUPTED, WRONG_USAGE, UsageError
+from bimba.cli.common import FAILED, INTERRUPTED, WRONG_USAGE, Command, UsageError
 from bimba.types import BimbaError, memory_error
 
 COMMANDS = (ask, chat, app, selection, hydra_scripts, data, prepare, report, convert, egoschema_submission, doctor)
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bimba {version('bimba')}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
     for module in COMMANDS:
         for command in module.add(commands):
             # Also after the command's name; SUPPRESS keeps it from undoing the one before.

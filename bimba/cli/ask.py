@@ -42,7 +42,7 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
         ],
     )
     ask.add_argument("video", metavar="VIDEO", help="a video file")
-    ask.add_argument("questions", metavar="QUESTION", nargs="*", help="one or more questions")
+    ask.add_argument("questions", metavar="QUESTION", nargs="*", default=[], help="one or more questions")
     ask.add_argument(
         "--questions",
         dest="file",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from bimba.types import BimbaError, ShortVideos
 
@@ -30,6 +30,25 @@ VIDEO_BACKENDS = ("auto", "decord", "torchcodec", "pyav")
 
 class UsageError(BimbaError):
     """Arguments that do not go together, or that no file or model is needed to refuse."""
+
+
+class Command(argparse.ArgumentParser):
+    """Takes a command's words wherever they stand: ``ask VIDEO --short QUESTION`` as ``ask VIDEO QUESTION --short``.
+
+    Before Python 3.12.7 argparse gives words that may be left out their place at the first option, and takes none
+    behind it; no version takes some before and some behind.
+    """
+
+    _is_parsing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_parsing or self._subparsers is not None:  # the words of these are their subparsers'
+            return super().parse_known_args(args, namespace)
+        self._is_parsing = True  # parse_known_intermixed_args comes here, for the options first, then for the words
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_parsing = False
 
 
 def add_command(

@@ -65,6 +65,15 @@ def test_json_is_one_object_a_line_as_each_answer_comes(checkpoint, video, capsy
         }
 
 
+def test_questions_stand_before_and_behind_options(checkpoint, video, capsys):
+    assert ask(checkpoint, video, "Who?", "What?", "--max-new-tokens", "5") == 0
+    expected = capsys.readouterr().out
+    for words in (["--max-new-tokens", "5", "Who?", "What?"], ["Who?", "--max-new-tokens", "5", "What?"]):
+        assert ask(checkpoint, video, *words) == 0
+        assert capsys.readouterr().out == expected
+    assert ask(checkpoint, video, "--max-new-tokens", "5", "--", "-Who?") == 0
+
+
 def test_options(checkpoint, video, capsys):
     encoded = VideoQA.from_pretrained(checkpoint, device="cpu").encode(video)
     choice = encoded.choose("Which?", ["red", "blue"])
