@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
 
 from bimba.cli import (
     app,
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Its exit code: 0 done, 1 an error or a finding, 2 wrong arguments, 130 Ctrl-C.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: what a terminal cannot write is no error
     arguments = build_parser().parse_args(argv)
     debug = arguments.debug or os.environ.get(DEBUG, "0") not in ("", "0")
     try:

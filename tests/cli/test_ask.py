@@ -184,6 +184,22 @@ def test_a_file_without_questions(checkpoint, video, tmp_path, capsys, content, 
     check_error(capsys.readouterr(), message)
 
 
+def test_words_that_are_not_utf8(checkpoint, video, capsys):
+    for words in (["f\udcfcr?"], ["Who?", "--options", "f\udcfcr", "a"]):
+        assert ask(checkpoint, video, *words) == 1
+        check_error(capsys.readouterr(), "has bytes that are not UTF-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
+def test_what_standard_output_cannot_write_is_escaped(checkpoint, tmp_path, encoding):
+    path = write_video(tmp_path / "f\udcfcr.mp4")
+    arguments = command("ask", str(path), "Où ça?", "--json", "--max-new-tokens", "2", "--checkpoint", checkpoint)
+    done = subprocess.run(arguments, capture_output=True, env={**environment(), "PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["video"], answer["question"]) == (str(path), "Où ça?")
+
+
 def test_a_short_video_is_refused_with_the_flags_that_help(checkpoint, tmp_path, capsys):
     path = str(write_video(tmp_path / "short.mp4", num_frames=3))
     assert ask(checkpoint, path, "Who?") == 1

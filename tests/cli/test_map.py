@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_checkpoint import tiny_model
+from tiny_checkpoint import tiny_model, write_video
 
 from bimba import cli
 
@@ -39,6 +39,13 @@ def test_a_folder_is_written_once(scanning, video, tmp_path, capsys):
     assert len(numbers["queries"]["looked_at"]) == 3
     assert cli.main(arguments) == 1
     assert "exists already; give another --out" in capsys.readouterr().err
+
+
+def test_a_video_whose_name_is_not_utf8(scanning, tmp_path):
+    path, out = write_video(tmp_path / "f\udcfcr.mp4"), tmp_path / "map"
+    assert cli.main(["map", str(path), "--checkpoint", scanning, "--device", "cpu", "--out", str(out)]) == 0
+    assert json.loads((out / "selection.json").read_text())["video"] == str(path)
+    assert "f\\udcfcr.mp4" in (out / "selection.html").read_text()
 
 
 @pytest.mark.parametrize(
