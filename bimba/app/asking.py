@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from bimba.app.models import Answered, Model, Models, failure
 from bimba.app.reading import draw_map
 from bimba.app.sessions import MAX_WAITING, Answer, Exchange, Reading
-from bimba.data.prompt import check_number
+from bimba.data.prompt import check_options
 from bimba.types import BimbaError
 
 log = logging.getLogger(__name__)
@@ -19,11 +19,11 @@ def checked_options(text: str) -> list[str]:
     """The options of a question, one a line.
 
     Raises:
-        BimbaError: one, or more than 26.
+        BimbaError: one, more than 26, or two that are the same.
     """
     options = [line.strip() for line in text.splitlines() if line.strip()]
     if options:
-        check_number(len(options))
+        check_options(options)
     return options
 
 

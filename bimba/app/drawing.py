@@ -13,7 +13,7 @@ from PIL import Image
 
 from bimba.app.models import Models
 from bimba.app.sessions import Reading, Selected
-from bimba.inference.answer import bare_options
+from bimba.data.prompt import bare_options
 from bimba.model.selection import SelectionMap
 from bimba.report.selection_page import page
 from bimba.report.selection_pictures import Drawn, colour_table, drawn, heat, jpeg, timeline

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
 
 from bimba.cli import (
     app,
@@ -24,7 +25,7 @@ from bimba.cli import (
     report,
     selection,
 )
-from bimba.cli.common import FAILED, INTERRUPTED, WRONG_USAGE, CommandParser, UsageError
+from bimba.cli.common import FAILED, INTERRUPTED, WRONG_USAGE, Command, UsageError
 from bimba.types import BimbaError, memory_error
 
 COMMANDS = (ask, chat, app, selection, hydra_scripts, data, prepare, report, convert, egoschema_submission, doctor)
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bimba {version('bimba')}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
     for module in COMMANDS:
         for command in module.add(commands):
             # Also after the command's name; SUPPRESS keeps it from undoing the one before.
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Its exit code: 0 done, 1 an error or a finding, 2 wrong arguments, 130 Ctrl-C.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: what a terminal cannot write is no error
     arguments = build_parser().parse_args(argv)
     debug = arguments.debug or os.environ.get(DEBUG, "0") not in ("", "0")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from math import inf
 
 from bimba.cli.common import (
     Commands,
@@ -63,10 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_numbers(arguments)
     if not 0 <= arguments.port <= 65535:
         raise UsageError(f"--port is {arguments.port}; expected 0 (any that is free) to 65535.")
-    if arguments.max_upload_mb <= 0 or arguments.keep_minutes <= 0:
+    if not (0 < arguments.max_upload_mb < inf and arguments.keep_minutes > 0):  # nan is neither
         raise UsageError(
             f"Received --max-upload-mb {arguments.max_upload_mb:g} and --keep-minutes {arguments.keep_minutes:g}; "
-            "both must be above 0."
+            "both must be numbers above 0."
         )
     from bimba.data.isolated import read_videos_with
 

@@ -42,7 +42,7 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
         ],
     )
     ask.add_argument("video", metavar="VIDEO", help="a video file")
-    ask.add_argument("questions", metavar="QUESTION", nargs="*", help="one or more questions")
+    ask.add_argument("questions", metavar="QUESTION", nargs="*", default=[], help="one or more questions")
     ask.add_argument(
         "--questions",
         dest="file",
@@ -138,9 +138,19 @@ def _option(letter: str, probabilities: dict[str, float], options: Sequence[str]
 
 def _print_answer(answer: dict[str, Any], arguments: argparse.Namespace) -> None:
     if arguments.json:
-        print(json.dumps({"video": arguments.video, **answer}, ensure_ascii=False), flush=True)
+        print(_as_json({"video": arguments.video, **answer}), flush=True)
     elif arguments.options:
         shares = "  ".join(f"{letter} {100 * p:.0f} %" for letter, p in answer["probabilities"].items())
         print(f"{answer['answer']}: {answer['option']}   ({shares})", flush=True)
     else:
         print(answer["answer"], flush=True)
+
+
+def _as_json(fields: dict[str, Any]) -> str:
+    """Letters as they are where standard output has them, else in JSON's escapes."""
+    line = json.dumps(fields, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(fields)
+    return line

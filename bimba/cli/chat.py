@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import closing, suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from bimba.cli.common import (
@@ -98,6 +99,8 @@ class Talk:
         Returns:
             The exit code.
         """
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is the mistake of its line alone
         if self.is_typed:
             with suppress(ImportError):  # not every Python has it
                 import readline  # noqa: F401  # input() edits lines with it, and recalls them

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from bimba.types import BimbaError, ShortVideos
 
@@ -32,25 +32,24 @@ class UsageError(BimbaError):
     """Arguments that do not go together, or that no file or model is needed to refuse."""
 
 
-class CommandParser(argparse.ArgumentParser):
-    """A command whose words may stand anywhere among its options: ``ask VIDEO --short QUESTION``.
+class Command(argparse.ArgumentParser):
+    """Takes a command's words wherever they stand: ``ask VIDEO --short QUESTION`` as ``ask VIDEO QUESTION --short``.
 
-    To argparse, words that may be none (``nargs="*"``) are none as soon as an option follows the word before them, and
-    those behind that option are unknown (Python 3.11). So with such words options are parsed first.
+    Before Python 3.12.7 argparse gives words that may be left out their place at the first option, and takes none
+    behind it; no version takes some before and some behind.
     """
 
-    _options_first = True
+    _is_parsing = False
 
-    def parse_known_args(  # type: ignore[override]  # overloaded there, for namespaces of other types
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        if not (self._options_first and any(action.nargs == "*" for action in self._get_positional_actions())):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        may_be_none = any(action.nargs == "*" for action in self._get_positional_actions())
+        if self._is_parsing or not may_be_none:
             return super().parse_known_args(args, namespace)
-        self._options_first = False  # the method calls this one
+        self._is_parsing = True  # parse_known_intermixed_args comes here, for the options first, then for the words
         try:
             return self.parse_known_intermixed_args(args, namespace)
         finally:
-            self._options_first = True
+            self._is_parsing = False
 
 
 def add_command(
@@ -130,10 +129,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_numbers(arguments)
     options = getattr(arguments, "options", None)
     if options is not None:
-        from bimba.data.prompt import check_number
+        from bimba.data.prompt import check_options
 
         try:
-            check_number(len(options))
+            check_options(options)
         except BimbaError as error:
             raise UsageError(f"--options: {error}") from error
         if arguments.short:

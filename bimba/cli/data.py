@@ -120,7 +120,9 @@ def _add_mixture(command: argparse.ArgumentParser, others: Sequence[str] = ()) -
     )
     for name in others:
         command.add_argument(name, metavar=name.upper(), help="a folder, or an address such as s3://bucket/folder")
-    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the configuration, for such a name")
+    command.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="keys of the configuration, for such a name"
+    )
     command.add_argument("--video-root", metavar="FOLDER", help="holds the videos, by data_source")
     command.add_argument("--image-root", metavar="FOLDER", help="holds the images (default: the video root)")
     command.add_argument("--annotation-root", metavar="FOLDER", help="where relative json_paths start")

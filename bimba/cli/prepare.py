@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from bimba.cli.common import Commands, add_command
+from bimba.cli.common import Commands, UsageError, add_command
 from lmms_eval_plugin.prepare.sources import SOURCES
 
 
@@ -31,12 +32,19 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    origin = None if arguments.origin is None else Path(arguments.origin).expanduser().absolute()
+    if origin is not None and not origin.is_dir():
+        raise UsageError(
+            f"--from {arguments.origin} is not a folder; expected one that holds videos, or archives of them."
+        )
+    if origin is not None and arguments.benchmark == "all":
+        raise UsageError("--from names the folder of one benchmark; give its name rather than `all`.")
     from lmms_eval_plugin.prepare.command import run
 
     ready = run(
         arguments.benchmark,
         arguments.hf_home,
-        arguments.origin,
+        origin,
         dry_run=arguments.dry_run,
         offline=arguments.offline,
         subtitles=arguments.subtitles,

@@ -46,6 +46,8 @@ def add(commands: Commands) -> list[argparse.ArgumentParser]:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.question is None and (arguments.options or arguments.short):
         raise UsageError("--options and --short are of a question; give one with --question.")
+    if arguments.question is not None and not arguments.question.strip():
+        raise UsageError("The question is empty; give the text of a question.")
     check_arguments(arguments)
     with Stages() as stages:
         stages.enter("loading")

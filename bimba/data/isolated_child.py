@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from typing import Any
@@ -29,11 +30,14 @@ def serve(connection: Connection) -> None:
     memory = _Memory()
     while True:
         try:
-            function, arguments, is_free = connection.recv()
+            function, arguments, is_free, folder = connection.recv()
         except EOFError:
             return
         if not is_free:
             memory.let_go()
+        if folder is not None:
+            with suppress(OSError):  # the paths may be absolute; if not, the file is named as one that is not there
+                os.chdir(folder)  # it may have changed since this process started
         pixels: np.ndarray | None = None
         try:
             frames, notes = function(*arguments)

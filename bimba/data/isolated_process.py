@@ -70,7 +70,7 @@ class DecoderProcess:
             LostError: the process died or took too long.
         """
         try:
-            self._connection.send((function, arguments, self._is_memory_free()))
+            self._connection.send((function, arguments, self._is_memory_free(), _here()))
             self._wait(deadline_s)
             reply, shape = self._connection.recv()
             pixels = None if shape is None else self._map(recv_handle(self._connection), shape)
@@ -153,3 +153,11 @@ class DecoderProcess:
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
+
+
+def _here() -> str | None:
+    """The working directory, where relative paths start; None if it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None

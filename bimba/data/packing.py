@@ -106,7 +106,7 @@ def _index(
     dataset: VideoQADataset, root: str, names: list[str], scratch: Path
 ) -> tuple[dict[str, Any], list[tuple[str, Path, int]]]:
     """The header, and of each piece of the index its name, its file and where in that it begins."""
-    files = {name: dataset.index.folder / name for name in INDEX_FILES[:2]}
+    files = {name: dataset.index.folder.absolute() / name for name in INDEX_FILES[:2]}
     files[INDEX_FILES[2]] = scratch / INDEX_FILES[2]
     order = sorted(range(len(names)), key=names.__getitem__)
     with pa.OSFile(str(files[INDEX_FILES[2]]), "wb") as sink, pa.ipc.new_file(sink, MEDIA_SCHEMA) as writer:
@@ -145,8 +145,12 @@ def _optimize(content: Content, output: str, workers: int, chunk_mb: int, scratc
     from litdata import optimize
     from obstore.exceptions import BaseError  # litdata needs it
 
+    (nowhere := scratch / "nowhere").mkdir()
+    if not is_store(output):
+        output = os.path.abspath(output)
     # litdata's progress bar goes to stderr; what it says on stdout are advertisements and addresses of its scratch.
-    with _settings(scratch), contextlib.redirect_stdout(io.StringIO()):
+    # A string that is the path of a file from where we are is to litdata that file, so we go where there is none.
+    with _settings(scratch), contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(nowhere):
         try:
             optimize(
                 content,

@@ -8,6 +8,7 @@ were made with (``llava/eval/infer.py:60-97`` of the original).
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterable, Sequence
 
@@ -60,6 +61,31 @@ def check_number(num_options: int) -> None:
     """
     if not 2 <= num_options <= len(LETTERS):
         raise BimbaError(f"Got {num_options} options; a multiple-choice question takes 2 to {len(LETTERS)}.")
+
+
+def bare_options(options: Sequence[str]) -> list[str]:
+    """Option texts without their letters. Letters are taken off only if all options carry theirs, in order."""
+    lettered = [re.match(rf"\(?{letter}[.):]\s*", option) for letter, option in zip(LETTERS, options)]
+    if len(options) > len(LETTERS) or not all(lettered):
+        return list(options)
+    return [option[match.end() :] for match, option in zip(lettered, options) if match is not None]
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Whether a question may have these options.
+
+    Args:
+        options: option texts, with or without their letters.
+
+    Raises:
+        BimbaError: too few or too many, an empty one, or two that are the same.
+    """
+    check_number(len(options))
+    texts = bare_options(options)
+    if not all(text.strip() for text in texts):
+        raise BimbaError(f"One of the options {list(options)} is empty; give a text for each.")
+    if twice := sorted({text for text in texts if texts.count(text) > 1}):
+        raise BimbaError(f"The option {twice[0]!r} is there more than once in {list(options)}; give each once.")
 
 
 def _letter_list(number: int) -> str:

@@ -88,6 +88,11 @@ def _turns(conversation: Conversation) -> list[Turn]:
                 f"A conversation turn is from {role!r}; expected 'human' or 'gpt' (or user, assistant, system), and "
                 f"text, not {text!r}."
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # Python lets bytes of a terminal pass that are no text, as such letters
+            near = text[max(error.start - 20, 0) : error.start + 20]
+            raise BimbaError(f"A text has bytes that are not UTF-8, here: {near!r}. Give it in UTF-8.") from error
         turns.append((_ROLES[role], text))
     return turns
 
@@ -181,7 +186,7 @@ def tokenize_conversation(
     Raises:
         SequenceTooLongError: the sample is longer than ``max_length``. Samples are never cut: a cut could go
             through the tokens of a medium or lose the answer.
-        BimbaError: tags and media do not match, or a turn is malformed.
+        BimbaError: tags and media do not match, or a turn is malformed or not UTF-8.
     """
     ids = _Ids(tokenizer, medium_token_counts, medium_token)
     _write(ids, _turns(conversation), recipe)
@@ -201,7 +206,7 @@ def tokenize_prompt(
     """The ids (L,) int64 of a conversation whose next words are the assistant's: ready for ``generate``.
 
     Raises:
-        BimbaError: tags and media do not match, or a turn is malformed.
+        BimbaError: tags and media do not match, or a turn is malformed or not UTF-8.
     """
     ids = _Ids(tokenizer, video_token_counts)
     _write(ids, _turns(conversation), DEFAULT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,14 +44,6 @@ def answer_letter(text: str) -> str:
     Strict, as the original scores (``llava/eval/infer.py:25,225``): the first word without its full stop.
     """
     return text.split(" ")[0].rstrip(".").strip().upper()
-
-
-def bare_options(options: Sequence[str]) -> list[str]:
-    """Option texts without their letters. Letters are taken off only if all options carry theirs, in order."""
-    lettered = [re.match(rf"\(?{letter}[.):]\s*", option) for letter, option in zip(LETTERS, options)]
-    if len(options) > len(LETTERS) or not all(lettered):
-        return list(options)
-    return [option[match.end() :] for match, option in zip(lettered, options) if match is not None]
 
 
 def letter_token_ids(tokenizer: PreTrainedTokenizerBase, num_options: int) -> dict[str, int]:

@@ -6,10 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from bimba.data.prompt import multiple_choice, open_ended
-from bimba.inference.answer import Choice, Generation, bare_options
+from bimba.data.prompt import bare_options, check_options, multiple_choice, open_ended
+from bimba.inference.answer import Choice, Generation
 from bimba.inference.conversation import Conversation, ReadVideo
-from bimba.types import BimbaError
 
 
 class Answering(ABC):
@@ -101,10 +100,6 @@ class Answering(ABC):
             BimbaError: an empty question, too few or too many options, an empty one, or two that are the same.
             SequenceTooLongError: the prompt is longer than the model takes.
         """
-        texts = bare_options(options)
-        prompt = multiple_choice(question, texts)
-        if not all(text.strip() for text in texts):
-            raise BimbaError(f"One of the options {list(options)} is empty; give a text for each.")
-        if twice := sorted({text for text in texts if texts.count(text) > 1}):
-            raise BimbaError(f"The option {twice[0]!r} is there more than once in {list(options)}; give each once.")
+        check_options(options)
+        prompt = multiple_choice(question, bare_options(options))
         return self.choose_letter(prompt, len(options))

@@ -77,7 +77,8 @@ def write_json(path: Path, content: Mapping[str, Any], default: Callable[[Any], 
     Args:
         default: turns what JSON does not know into what it knows, as in ``json.dumps``.
     """
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n").encode())
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n"
+    write_bytes(path, text.encode(errors="backslashreplace"))  # a file's name may be no UTF-8; JSON escapes it so
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def write_selection(folder: Path, frames: Frames, selection: SelectionMap, facts
     try:
         write_bytes(folder / "selection.png", contact_sheet(video).png())
         write_bytes(folder / "timeline.png", timeline(video).png())
-        write_bytes(folder / "selection.html", page(video, selection, known).encode())
+        html = page(video, selection, known).encode(errors="backslashreplace")  # the video's name may be no UTF-8
+        write_bytes(folder / "selection.html", html)
         write_json(folder / "selection.json", numbers(video, selection, known))
     except OSError as error:
         raise BimbaError(f"{folder} cannot be written ({error.strerror or error}); give another --out.") from error

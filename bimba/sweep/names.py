@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-LENGTH = 120  # bytes that a file name may have are 255, paths on some systems hardly more
+LENGTH = 120  # bytes; a file name may have 255, paths on some systems hardly more
 _EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"  # Hydra's own key for this
 
 
@@ -36,10 +36,11 @@ def cell_folder(overrides: Sequence[str], shared: Iterable[str] = ()) -> str:
         is_exact = is_exact and part == text
         parts.append(part)
     name = ",".join(parts) or "defaults"
-    if is_exact and len(name) <= LENGTH:
+    if is_exact and len(name.encode()) <= LENGTH:
         return name
     mark = hashlib.sha256("\n".join(one.input_line or "" for one in chosen).encode()).hexdigest()[:8]
-    return f"{name[:LENGTH]}-{mark}"
+    shortened = name.encode()[:LENGTH].decode(errors="ignore")  # without half a letter at its end
+    return f"{shortened}-{mark}"
 
 
 def _last_name(key: str) -> str:

@@ -15,7 +15,7 @@ from lmms_eval_plugin.prepare.sources import ALL, SOURCES
 def run(
     benchmark: str,
     hf_home: str | None = None,
-    origin: str | None = None,
+    origin: Path | None = None,
     dry_run: bool = False,
     offline: bool = False,
     subtitles: bool = False,
@@ -24,15 +24,12 @@ def run(
 ) -> bool:
     """Prepares a benchmark, or all seven, and prints a table for each; True if everything is ready.
 
+    Args:
+        origin: a folder with videos of this benchmark, or archives of them; absolute.
+
     Raises:
-        BimbaError: HF_HOME or ``origin`` is not a folder, ``origin`` is given for more than one benchmark, or
-            ``json_file`` cannot be written.
+        BimbaError: HF_HOME is not a folder, or ``json_file`` cannot be written.
     """
-    folder = None if origin is None else Path(origin).expanduser().absolute()
-    if folder is not None and not folder.is_dir():
-        raise BimbaError(f"--from {origin} is not a folder; expected one that holds videos, or archives of them.")
-    if folder is not None and benchmark == "all":
-        raise BimbaError("--from names the folder of one benchmark; give its name rather than `all`.")
     home = choose_home(hf_home)
     named = os.environ.get("HF_HOME", "")
     offline = offline or is_shut()
@@ -50,7 +47,7 @@ def run(
     logger.disable("lmms_eval")  # its modules say at every import what else could be installed
     set_verbosity_error()
     disable_progress_bar()
-    options = Options(home, folder, dry_run, offline, subtitles, probe, named, chosen=hf_home is not None)
+    options = Options(home, origin, dry_run, offline, subtitles, probe, named, chosen=hf_home is not None)
     reports = []
     for name in ALL if benchmark == "all" else [benchmark]:
         reports.append(prepare(SOURCES[name], options))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from bimba.data.prompt import LETTERS, multiple_choice_lines
-from bimba.inference.answer import answer_letter, bare_options
+from bimba.data.prompt import LETTERS, bare_options, multiple_choice_lines
+from bimba.inference.answer import answer_letter
 from bimba.inference.reading import lenient_letter
 from bimba.types import BimbaError
 

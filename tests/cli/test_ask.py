@@ -65,6 +65,15 @@ def test_json_is_one_object_a_line_as_each_answer_comes(checkpoint, video, capsy
         }
 
 
+def test_questions_stand_before_and_behind_options(checkpoint, video, capsys):
+    assert ask(checkpoint, video, "Who?", "What?", "--max-new-tokens", "5") == 0
+    expected = capsys.readouterr().out
+    for words in (["--max-new-tokens", "5", "Who?", "What?"], ["Who?", "--max-new-tokens", "5", "What?"]):
+        assert ask(checkpoint, video, *words) == 0
+        assert capsys.readouterr().out == expected
+    assert ask(checkpoint, video, "--max-new-tokens", "5", "--", "-Who?") == 0
+
+
 def test_options(checkpoint, video, capsys):
     encoded = VideoQA.from_pretrained(checkpoint, device="cpu").encode(video)
     choice = encoded.choose("Which?", ["red", "blue"])
@@ -147,6 +156,8 @@ def test_what_fails_is_one_line_and_exits_1(checkpoint, video, capsys, arguments
         (["VIDEO"], "There is no question"),
         (["VIDEO", " "], "The question is empty"),
         (["VIDEO", "Who?", "--options", "one"], "--options: Got 1 options"),
+        (["VIDEO", "Who?", "--options", "a", ""], "--options: One of the options ['a', ''] is empty"),
+        (["VIDEO", "Who?", "--options", "A. red", "B. red"], "--options: The option 'red' is there more than once"),
         (["VIDEO", "Who?", "--options", "a", "b", "--short"], "do not go together"),
         (["VIDEO", "Who?", "--num-frames", "0"], "--num-frames is 0; expected 1 or more"),
         (["VIDEO", "Who?", "--temporal-pooling", "0"], "--temporal-pooling is 0; expected 1 or more"),
@@ -171,6 +182,22 @@ def test_a_file_without_questions(checkpoint, video, tmp_path, capsys, content, 
     (tmp_path / "questions.txt").write_bytes(content)
     assert ask(checkpoint, video, "--questions", str(tmp_path / "questions.txt")) == 1
     check_error(capsys.readouterr(), message)
+
+
+def test_words_that_are_not_utf8(checkpoint, video, capsys):
+    for words in (["f\udcfcr?"], ["Who?", "--options", "f\udcfcr", "a"]):
+        assert ask(checkpoint, video, *words) == 1
+        check_error(capsys.readouterr(), "has bytes that are not UTF-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
+def test_what_standard_output_cannot_write_is_escaped(checkpoint, tmp_path, encoding):
+    path = write_video(tmp_path / "f\udcfcr.mp4")
+    arguments = command("ask", str(path), "Où ça?", "--json", "--max-new-tokens", "2", "--checkpoint", checkpoint)
+    done = subprocess.run(arguments, capture_output=True, env={**environment(), "PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["video"], answer["question"]) == (str(path), "Où ça?")
 
 
 def test_a_short_video_is_refused_with_the_flags_that_help(checkpoint, tmp_path, capsys):

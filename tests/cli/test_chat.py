@@ -70,6 +70,15 @@ def test_a_line_that_cannot_be_done_costs_itself(checkpoint, video, monkeypatch,
         assert message in line
 
 
+def test_a_line_that_is_not_utf8_costs_itself(checkpoint, video, monkeypatch, capsys):
+    lines = io.TextIOWrapper(io.BytesIO(b"f\xfcr?\nWho?\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", lines)
+    assert cli.main(["chat", video, "--checkpoint", checkpoint, "--device", "cpu", "--max-new-tokens", "5"]) == 1
+    captured = capsys.readouterr()
+    assert [line.strip() for line in captured.out.splitlines()] == answers(checkpoint, video, ["Who?"])
+    assert captured.err.startswith("error: A text has bytes that are not UTF-8") and captured.err.count("\n") == 1
+
+
 def test_help_names_the_commands(checkpoint, video, monkeypatch, capsys):
     assert chat(checkpoint, video, ["/help"], monkeypatch) == 0
     captured = capsys.readouterr()

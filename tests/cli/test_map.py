@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_checkpoint import tiny_model
+from tiny_checkpoint import tiny_model, write_video
 
 from bimba import cli
 
@@ -41,6 +41,13 @@ def test_a_folder_is_written_once(scanning, video, tmp_path, capsys):
     assert "exists already; give another --out" in capsys.readouterr().err
 
 
+def test_a_video_whose_name_is_not_utf8(scanning, tmp_path):
+    path, out = write_video(tmp_path / "f\udcfcr.mp4"), tmp_path / "map"
+    assert cli.main(["map", str(path), "--checkpoint", scanning, "--device", "cpu", "--out", str(out)]) == 0
+    assert json.loads((out / "selection.json").read_text())["video"] == str(path)
+    assert "f\\udcfcr.mp4" in (out / "selection.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -48,7 +55,7 @@ def test_a_folder_is_written_once(scanning, video, tmp_path, capsys):
         (["VIDEO", "--num-frames", "13"], 1, "12 frames, and 13 were asked for"),
         (["VIDEO", "--queries", "0"], 2, "queries"),
         (["VIDEO", "--short"], 2, "of a question; give one"),
-        (["VIDEO", "--question", " "], 1, "question is empty"),
+        (["VIDEO", "--question", " "], 2, "question is empty"),
         (["VIDEO", "--question", "Who?", "--options", "a"], 2, "Got 1 options"),
         (["VIDEO", "--checkpoint", "bimba-tiny"], 1, "whose compressor is one of: "),
     ],

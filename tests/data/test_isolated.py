@@ -82,6 +82,16 @@ def test_one_process_serves_one_video_after_the_other(video):
     assert frame_numbers(second.pixels) == second.indices.tolist()
 
 
+def test_a_path_starts_in_the_folder_of_now(video, tmp_path, monkeypatch):
+    read_frames(video, 1)
+    monkeypatch.chdir(video.parent)
+    assert read_frames(video.name, 2).path == video.name  # by the process of before
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert len(read_frames(video, 2).pixels) == 2
+
+
 def test_pixels_are_written_over_only_when_nobody_has_them(video, make_video):
     larger = make_video(40, "large.mp4")
     kept = [(n, read_frames(video, n)) for n in (2, 7, 3)]  # each of them still read when the next is decoded

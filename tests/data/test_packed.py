@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import tempfile
@@ -89,6 +90,18 @@ def test_every_sample_is_the_same(root, source, processor):
     assert [type(chunks[i]) for i in (12, 13)] == [BadSample, BadSample]
     assert chunks.where(13) == "bad.json, row 1"
     assert not list(Path(tempfile.gettempdir()).glob("bimba-medium-*"))
+
+
+def test_they_can_be_packed_from_within_the_folder_of_the_videos(root, processor, tmp_path, monkeypatch):
+    """Where a video's name is a path, too, which litdata takes for a file of its own to read."""
+    monkeypatch.chdir(root)
+    out = Path(os.path.relpath(tmp_path / "packed"))
+    words = ["data", "pack", "mixture.yaml", str(out), "--video-root", ".", "--workers", "2", "--allow-missing"]
+    assert main(words) == 0
+    files, chunks = of_files(root, processor).open_anyway(), of_chunks(out, processor).open_anyway()
+    assert len(files) == len(chunks) == 14
+    for i in range(len(files)):
+        assert_equal(files[i], chunks[i], root)
 
 
 @pytest.mark.parametrize("changes", [{}, {"sample_order": "by_modality_and_length"}, {"max_batch_tokens": 1500}])

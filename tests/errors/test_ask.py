@@ -68,8 +68,16 @@ CASES = [
     _about("an_empty_question", ["Who?", " "], "The question is empty; give the text of a question", code=USAGE),
     _about("no_question", [], "There is no question", "--questions FILE with one a line", code=USAGE),
     _about("one_option", ["Who?", "--options", "me"], "Got 1 options", "takes 2 to 26", code=USAGE),
-    _about("an_option_twice", ["Who?", "--options", "me", "me"], "'me' is there more than once", "give each once"),
-    _about("an_empty_option", ["Who?", "--options", "me", ""], "['me', ''] is empty", "give a text for each"),
+    _about(
+        "an_option_twice",
+        ["Who?", "--options", "me", "me"],
+        "'me' is there more than once",
+        "give each once",
+        code=USAGE,
+    ),
+    _about(
+        "an_empty_option", ["Who?", "--options", "me", ""], "['me', ''] is empty", "give a text for each", code=USAGE
+    ),
     _about("pooled_away", ["Who?", "--temporal-pooling", "50"], "one query averages 50", "Got 4 frames", "read more"),
     _about(
         "no_pooling", ["Who?", "--temporal-pooling", "0"], "--temporal-pooling is 0; expected 1 or more", code=USAGE

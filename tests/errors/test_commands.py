@@ -17,6 +17,7 @@ def _check(name: str, words: list[str], *says: str, code: int = 1) -> Case:
 CASES = [
     Case("no_command", [], ["required: COMMAND"], USAGE),
     Case("a_typo_in_the_command", ["aks", "clip.mp4"], ["invalid choice: 'aks' (choose from", "ask"], USAGE),
+    _check("no_data", ["--all"], "the following arguments are required: MIXTURE", code=USAGE),
     Case("report_of_nothing", ["report", "nowhere", "--out", "r"], ["nowhere: no such folder", "Give a run's folder"]),
     Case(
         "report_of_another_folder",
@@ -29,6 +30,7 @@ CASES = [
     ),
     _check("a_typo_in_the_data", ["needel"], "There is no data=needel; did you mean data=needle?", "Expected one of"),
     _check("a_typo_in_a_key", ["needle", "data.sede=1"], "There is no key data.sede; did you mean data.seed?"),
+    _check("a_typo_behind_an_option", ["needle", "--all", "data.sede=1"], "There is no key data.sede; did you mean"),
     _check("no_value", ["needle", "seed"], "'seed' cannot be read", "Expected KEY=VALUE"),
     _check("no_default", ["llava_video"], "has no default for data.annotations", "give data.annotations=..."),
     _check("a_key_of_a_mixture", ["key.yaml"], "has no 'json_path'", "{'json_pth': 'rows.json'}", "entry 1"),
@@ -47,6 +49,7 @@ CASES = [
         "videos_of_a_benchmark",
         ["prepare", "videomme", "--from", "nowhere"],
         ["--from nowhere is not a folder", "expected one that holds videos, or archives of them"],
+        USAGE,
     ),
     Case(
         "a_home_that_is_a_file",

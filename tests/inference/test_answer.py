@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_checkpoint import ascii_tokenizer
 
-from bimba.inference.answer import answer_letter, bare_options, choice_from_logits, cut_at, letter_token_ids
+from bimba.data.prompt import bare_options
+from bimba.inference.answer import answer_letter, choice_from_logits, cut_at, letter_token_ids
 from bimba.types import BimbaError
 
 

@@ -27,10 +27,12 @@ def test_a_cell_is_called_by_what_differs(overrides, shared, name):
         ("data.tasks={retrieval:1}", "data.tasks=[retrieval,1]"),
         ("~logger", "logger=without"),
         (f"checkpoint={'x' * 300}1", f"checkpoint={'x' * 300}2"),
+        (f"checkpoint='{'模型' * 50}1'", f"checkpoint='{'模型' * 50}2'"),  # letters of three bytes
     ],
 )
-def test_what_no_file_can_be_called_is_still_told_apart(one, other):
+def test_what_no_file_can_be_called_is_still_told_apart(one, other, tmp_path):
     names = [cell_folder([override]) for override in (one, other)]
     assert names[0] != names[1]
     for name in names:
-        assert "/" not in name and " " not in name and len(name) <= LENGTH + 9
+        (tmp_path / name).mkdir()
+        assert "/" not in name and " " not in name and len(name.encode()) <= LENGTH + 9

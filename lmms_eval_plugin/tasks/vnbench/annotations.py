@@ -20,8 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bimba.data.prompt import LETTERS
-from bimba.inference.answer import bare_options
+from bimba.data.prompt import LETTERS, bare_options
 from bimba.types import BimbaError
 
 ROOT_VARIABLE = "BIMBA_VNBENCH_ROOT"

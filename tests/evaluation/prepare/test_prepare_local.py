@@ -142,7 +142,7 @@ def test_a_name_cannot_lead_out_of_the_folder(home, prepare, monkeypatch, tmp_pa
 )
 def test_what_cannot_be_searched_is_an_error(prepare, home, arguments, message):
     code, printed, _ = prepare(*arguments)
-    assert code == cli.FAILED
+    assert code == cli.WRONG_USAGE
     assert message in printed
 
 
