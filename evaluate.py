@@ -7,7 +7,6 @@ writes a report; and it finds the data of a benchmark by the files of ``conf/ben
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
@@ -20,7 +19,7 @@ from omegaconf import OmegaConf
 
 from bimba.overrides import check_command_line
 from bimba.places import default_root
-from bimba.types import BimbaError, memory_error
+from bimba.types import BimbaError, is_count, is_number, memory_error
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -44,10 +43,6 @@ GOES_ON = "Answers are kept: the same command with output_dir={} goes on from th
 FOLDERS = ("HF_HOME", "BIMBA_VNBENCH_ROOT", "BIMBA_NEEDLE_ROOT")  # variables that conf/benchmark reads
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def check(config: DictConfig) -> None:
     """Raises ``BimbaError`` for what would otherwise be found out after the answers."""
     if unknown := sorted(set(map(str, config)) - KEYS):
@@ -65,7 +60,7 @@ def check(config: DictConfig) -> None:
         )
     for key in ("num_frames", "temporal_pooling"):
         value = config[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and not is_count(value):
             raise BimbaError(f"{key} is {value!r}; expected a whole number of at least 1, or null.")
     if config.answers not in ANSWERS:
         raise BimbaError(f"answers is {config.answers!r}; expected one of {', '.join(ANSWERS)}.")

@@ -181,7 +181,7 @@ def _has(accelerator: Any, devices: Any) -> bool:
 
     try:
         L.Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
-    except (MisconfigurationException, ImportError):
+    except (MisconfigurationException, ImportError, TypeError, ValueError):  # the last two, of values of another kind
         return False
     return True
 

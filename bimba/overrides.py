@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, first_line
 
 USAGE_ERROR = 2  # status of a program that was called in a wrong way, as argparse has it
 # Numbers, switches and lists by default which also take a word: Lightning's "auto" and "00:15:00", our "reentrant", a
@@ -60,6 +60,8 @@ def check_command_line(conf: Path, name: str, arguments: Sequence[str]) -> None:
             check_kinds(cfg, defaults, [override.key_or_group for override in overrides])
         except CompactHydraException as error:
             _stop([with_this + line for line in unknown_keys(conf, name, words) or [refusal(error)]])
+        except ValueError as error:  # Hydra's, of a group that is given no name of a file
+            _stop([with_this + first_line(error)])
         except BimbaError as error:
             _stop([with_this + line for line in str(error).splitlines()])
 

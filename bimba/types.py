@@ -9,8 +9,9 @@ Nothing here imports torch: ``import bimba`` stays cheap.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,16 @@ def memory_error(error: BaseException, remedy: str) -> BimbaError | None:
             return BimbaError(f"Memory ran out ({said.rstrip('.'):.200}). {remedy}")
         cause = cause.__cause__
     return None
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a setting is a whole number of at least 1; a switch is none, though Python counts True as 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a setting is a finite number, and no switch."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class VideoDecodeError(BimbaError):

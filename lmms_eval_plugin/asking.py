@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from bimba.inference import Question, VideoQA
 from bimba.inference.answer import letter_token_ids
 from bimba.inference.journal import journal_key
 from bimba.inference.schedule import listing
-from bimba.types import BimbaError, SequenceTooLongError
+from bimba.types import BimbaError, SequenceTooLongError, is_count, is_number
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -45,11 +44,10 @@ def check_arguments(counts: Mapping[str, Any], sizes: Mapping[str, Any], switche
         switches: of what is on or off.
     """
     for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and not is_count(value):
             raise BimbaError(f"{name} is {value!r}; expected a whole number of at least 1, or to be left out.")
     for name, value in sizes.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 <= value < math.inf:
+        if not is_number(value) or value < 0:
             raise BimbaError(f"{name} is {value!r}; expected a number of at least 0.")
     for name, value in switches.items():
         if value not in (True, False):
@@ -136,7 +134,7 @@ def generation_options(gen_kwargs: dict[str, Any]) -> tuple[int, list[str], dict
     return max_new_tokens, [until] if isinstance(until, str) else list(until), sampling
 
 
-def check_options(requests: Sequence[Request], engine: VideoQA) -> None:
+def check_choices(requests: Sequence[Request], engine: VideoQA) -> None:
     """Raises ``BimbaError`` for questions whose options are too few or too many to choose a letter from."""
     numbers = {request.name: request.question.num_options for request in requests}
     chosen = {name: number for name, number in numbers.items() if number is not None}

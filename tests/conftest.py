@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 # Some tasks of lmms-eval import it, and it keeps the sys.stderr of that moment: of a test with capsys, which closes it.
@@ -22,6 +23,14 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["BIMBA_INDEX_DIR"] = tempfile.mkdtemp(prefix="bimba-test-index-")  # not the user's cache
 atexit.register(shutil.rmtree, os.environ["BIMBA_INDEX_DIR"])
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test printed may hold names that are no UTF-8; the process that tests run in cannot send those on."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)

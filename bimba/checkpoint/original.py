@@ -151,7 +151,10 @@ def _read_original_config(folder: Path, of_base: dict[str, Any]) -> dict[str, An
 
 def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     """The rotary positions of an original's ``config.json``, as transformers has them now."""
-    scaling = dict(config.get("rope_scaling") or {})
+    scaling = {
+        **(config.get("rope_parameters") or {}),
+        **(config.get("rope_scaling") or {}),
+    }  # now, and before
     if "type" in scaling:
         scaling["rope_type"] = scaling.pop("type")  # its name in older releases of transformers
     return {"rope_type": "default", "rope_theta": config.get("rope_theta", 1e4), **scaling}
@@ -191,7 +194,9 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
         )
     text = config.text_config
     sizes = {key: getattr(text, key) for key in _TEXT_KEYS if getattr(text, key, None) is not None}
-    written = {**_DEFAULTS, **sizes, **(config.original_config or {})}
+    original = config.original_config or {}
+    changed = {key: value for key, value in sizes.items() if original.get(key, value) != value}
+    written = {**_DEFAULTS, **sizes, **original, **changed}
     written |= {
         "vocab_size": text.vocab_size,
         "rope_theta": text.rope_parameters["rope_theta"],
@@ -200,7 +205,7 @@ def write_config(config: BimbaConfig, dtype: str, folder: Path) -> None:
         "torch_dtype": dtype,
     }
     read_back = _rope_parameters(written)
-    if any(text.rope_parameters.get(key) != value for key, value in read_back.items()):
+    if type(text)(**sizes, rope_parameters=read_back).rope_parameters != text.rope_parameters:
         raise BimbaError(
             f"The language model has rope_parameters={text.rope_parameters}; the original's would have {read_back}. "
             "Keep this checkpoint in our format."

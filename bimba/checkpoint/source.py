@@ -42,7 +42,7 @@ from bimba.model.bimba import BimbaForConditionalGeneration
 from bimba.model.compressor import reduction_of
 from bimba.model.config import BimbaConfig
 from bimba.model.processor import BimbaProcessor
-from bimba.types import BimbaError
+from bimba.types import BimbaError, is_count
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Source:
         Raises:
             BimbaError: not one or more whole frames, or a compressor whose ``reduction`` says otherwise.
         """
-        if not isinstance(temporal_pooling, int) or temporal_pooling < 1:  # lmms-eval reads 2.5 of its command line
+        if not is_count(temporal_pooling):  # lmms-eval reads 2.5 of its command line
             raise BimbaError(f"temporal_pooling is {temporal_pooling!r}; expected 1 or more frames, a whole number.")
         reduction = reduction_of(self.config.compressor)
         if reduction is not None and reduction[0] != temporal_pooling:

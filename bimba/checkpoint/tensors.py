@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ _PULL = "Run `git lfs pull` in its repository."
 # What torch's reader trips over in a damaged pickle or archive.
 _DAMAGED = (
     pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, ValueError, EOFError, LookupError, TypeError,
-    AttributeError,
+    AttributeError, AssertionError, struct.error,
 )  # fmt: skip
 _LONGEST_HEADER = 100 * 1024**2  # bytes, as the safetensors format has it
 

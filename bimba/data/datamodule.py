@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -264,7 +264,13 @@ class _OfEpochs(Dataset[dict[str, Any] | BadSample]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __iter__(self) -> Iterator[dict[str, Any] | BadSample]:
+        """Those of the first epoch: numbers alone would never end."""
+        return (self[number] for number in range(len(self)))
+
     def __getitem__(self, number: int) -> dict[str, Any] | BadSample:
+        if number < 0:
+            raise IndexError(f"Sample {number} was asked for; they are counted from 0.")
         epoch, position = divmod(number, len(self))
         return self.dataset.sample(self.indices[position], epoch)
 

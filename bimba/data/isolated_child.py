@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from typing import Any
@@ -35,9 +34,10 @@ def serve(connection: Connection) -> None:
             return
         if not is_free:
             memory.let_go()
-        if folder is not None:
-            with suppress(OSError):  # the paths may be absolute; if not, the file is named as one that is not there
-                os.chdir(folder)  # it may have changed since this process started
+        try:
+            os.chdir(folder or "/")  # it may have changed since this process started
+        except OSError:  # or it is gone: then a relative path names nothing, and not a file of the folder before
+            os.chdir("/")
         pixels: np.ndarray | None = None
         try:
             frames, notes = function(*arguments)

@@ -12,7 +12,8 @@ from bimba.model.mamba2 import Mamba2Mixer
 from bimba.model.streaming import stream
 from bimba.ops import interleave
 
-Mixer = MambaMixer | Mamba2Mixer | AttentionMixer
+ScanMixer = MambaMixer | Mamba2Mixer
+Mixer = ScanMixer | AttentionMixer
 
 
 class MambaBlock(nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, is_count
 
 if TYPE_CHECKING:
     from bimba.model.anyres import AnyRes
@@ -101,10 +101,9 @@ class BimbaConfig(PreTrainedConfig):
             raise BimbaError(
                 f"newline_position is {self.newline_position!r}; expected one of {', '.join(NEWLINE_POSITIONS)}."
             )
-        if self.num_frames < 1:
-            raise BimbaError(f"num_frames is {self.num_frames}; expected 1 or more frames.")
-        if self.temporal_pooling < 1:
-            raise BimbaError(f"temporal_pooling is {self.temporal_pooling}; expected 1 or more frames.")
+        for name in ("num_frames", "temporal_pooling"):
+            if not is_count(value := getattr(self, name)):
+                raise BimbaError(f"{name} is {value!r}; expected 1 or more frames, a whole number.")
         if self.image_max_tiles is not None:
             _ = self.anyres  # raises where the grids do not fit the vision tower
         _ = self.reduction  # raises where the compressor's does not fit the grid

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bimba.model.block import ScanMixer
 from bimba.model.directions import wide
 from bimba.model.mamba import MambaMixer
 from bimba.model.mamba2 import Mamba2Mixer
 from bimba.ops import bidirectional_conv1d
-
-ScanMixer = MambaMixer | Mamba2Mixer
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _of_mamba2(mixer: Mamba2Mixer, inner: Tensor, query_index: Tensor, number: i
     directions, D, N = mixer.directions((number,)), mixer.d_inner, mixer.d_state
     convolved = mixer.convolve(inner, directions)  # (1, 1, L, D + 2 N + H)
     _, B, C, _ = convolved[0, 0].split([D, N, N, mixer.num_heads], dim=-1)
-    x = inner[..., :D].contiguous()  # B and C pass the convolution beside it
+    x = inner[..., :D]  # B and C pass the convolution beside it
     z = bidirectional_conv1d(x, directions.conv[:, :D], directions.conv_bias[:, :D], False, directions.reverse)
     return DirectionInputs(
         u=x[0],

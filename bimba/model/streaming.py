@@ -21,7 +21,7 @@ from bimba.ops import interleave
 Carried = tuple[Tensor, Tensor] | None  # the scan's state (1, B, ...); up to W - 1 rows of input (B, W - 1, C)
 
 
-class ScanMixer(Protocol):
+class Streamable(Protocol):
     """A mixer that can be streamed. Its ``directions`` are its own, with ``conv`` (R, D, W) and ``reverse``."""
 
     bidirectional: bool
@@ -41,7 +41,7 @@ class ScanMixer(Protocol):
 
 @dataclass(frozen=True)
 class _Layer:
-    mixer: ScanMixer
+    mixer: Streamable
     norm: nn.Module
     residual: bool
     everything: bool  # every position is read
@@ -55,7 +55,7 @@ class _Piece:
 
 
 def stream(
-    mixer: ScanMixer,
+    mixer: Streamable,
     norm: nn.Module,
     residual: bool,
     tokens: Tensor,

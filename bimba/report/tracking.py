@@ -23,14 +23,14 @@ SCORE_COLUMNS = ["task", "metric", "value", "percent", "low", "high", "n", "over
 def numbers(evaluation: Evaluation) -> dict[str, float]:
     """All numbers: ``TASK/METRIC`` with ``_low`` and ``_high``, ``TASK/COLUMN/CATEGORY``, ``throughput/NAME``.
 
-    Bounds have the scale of their metric.
+    Bounds have the scale of their metric, a share, percent or a count. A value of 0 does not say which: it has none.
     """
     found: dict[str, float] = {"complete": float(not evaluation.incomplete), "failed_tasks": len(evaluation.failed)}
     for task in evaluation.tasks:
         for measure in task.measures:
             found[f"{task.name}/{measure.metric}"] = measure.value
-            if measure.low is not None and measure.high is not None:
-                scale = measure.value / measure.fraction if measure.fraction else 1.0  # the harness's own go up to 100
+            if measure.low is not None and measure.high is not None and measure.fraction:
+                scale = measure.value / measure.fraction
                 found[f"{task.name}/{measure.metric}_low"] = scale * measure.low
                 found[f"{task.name}/{measure.metric}_high"] = scale * measure.high
         for column, scores in task.breakdown.items():

@@ -16,11 +16,16 @@ FILE_NAME = "sweep.json"
 
 
 def plan(sweep_dir: Path, cells: Sequence[Cell]) -> None:
-    """Enters the cells that are not there yet, as waiting: a sweep that is ended before their turn still lacks them."""
+    """Enters the cells that are not there yet, as waiting: a sweep that is ended before their turn still lacks them.
+
+    Those that an earlier one never began, and this one does not ask for, are not waited for any longer.
+    """
     sweep_dir.mkdir(parents=True, exist_ok=True)
     path = sweep_dir / FILE_NAME
     with FileLock(str(sweep_dir / "sweep.lock")):
         entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        wanted = {cell.name for cell in cells}
+        entries = [one for one in entries if one["status"] != "waiting" or one["cell"] in wanted]
         names = {one["cell"] for one in entries}
         entries += [_entry(cell, "waiting", 0.0, None) for cell in cells if cell.name not in names]
         write_json(path, entries)

@@ -31,6 +31,8 @@ NO_SIZES = (
     "text_config.initializer_range",
     "vision_config.initializer_range",
 )
+# Keys that transformers reads, though it writes others in their place.
+OLDER_NAMES = ("attn_implementation", "rope_scaling", "rope_theta", "torch_dtype")
 
 
 def build_model(
@@ -84,7 +86,7 @@ def _check_keys(config: Mapping[str, Any]) -> None:
         *((f"{part}.", config.get(part) or {}, known[part]) for part in ("vision_config", "text_config")),
     ):
         for key in given:
-            if key not in names:
+            if key not in names and key not in OLDER_NAMES:
                 similar = difflib.get_close_matches(key, names, n=1)
                 hint = f"; did you mean model.config.{name}{similar[0]}?" if similar else "; remove it."
                 raise BimbaError(f"Nobody reads model.config.{name}{key}{hint}")

@@ -15,15 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from bimba.model.block import MambaBlock
-from bimba.model.mamba import MambaMixer
-from bimba.model.mamba2 import Mamba2Mixer
+from bimba.model.block import MambaBlock, ScanMixer
 from bimba.ops import interleave
 from bimba.training.reporting import PeriodicCallback, report, summed
 from bimba.types import Batch
 
 DIRECTIONS = ("forward", "backward")
-ScanMixer = MambaMixer | Mamba2Mixer
 
 
 class CompressorHealth(PeriodicCallback):

@@ -7,7 +7,7 @@ linear from 0 over ``ceil(warmup_ratio * steps)`` steps, so the very first step 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bimba.training.parallel import dealt, local, part_like, whole
 from bimba.training.trainable import part_of
-from bimba.types import BimbaError
+from bimba.types import BimbaError, is_number
 
 SCHEDULES = ("cosine", "wsd", "constant")
 
@@ -80,12 +80,14 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise BimbaError(f"optimizer.schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}.")
-        rates = [f"{part}{kind}" for kind in ("lr", "weight_decay") for part in ("", *(f"{own}_" for own in OWN))]
-        for key in (*rates, "matrix_lr", "eps"):
+        may_be_none = {"matrix_lr", *(f"{part}_{kind}" for part in OWN for kind in ("lr", "weight_decay"))}
+        for key in ("lr", "weight_decay", "eps", *sorted(may_be_none)):
             value: Any = getattr(self, key)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            if not (key in may_be_none if value is None else is_number(value) and value >= 0):
                 raise BimbaError(f"optimizer.{key} is {value!r}; expected a number, 0 or more.")
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+        betas: Any = self.betas
+        are_shares = isinstance(betas, Sequence) and all(is_number(beta) and 0.0 <= beta < 1.0 for beta in betas)
+        if not are_shares or len(betas) != 2:
             raise BimbaError(f"optimizer.betas is {self.betas!r}; expected two numbers, each from 0 to just below 1.")
         for key in ("warmup_ratio", "min_lr_ratio", "decay_ratio"):
             if not 0.0 <= getattr(self, key) <= 1.0:

@@ -35,8 +35,8 @@ from bimba.types import BimbaError, ShortVideos, VideoDecodeError
 from lmms_eval_plugin.asking import (
     Request,
     check_arguments,
+    check_choices,
     check_lengths,
-    check_options,
     read_question,
     refuse_arguments,
 )
@@ -298,7 +298,7 @@ class Bimba(lmms):
             raise BimbaError(
                 f"{len(missing)} videos are missing: {listing(missing)}. Nothing was evaluated.{what_helps}"
             )
-        check_options(requests, self.engine)
+        check_choices(requests, self.engine)
         check_lengths(requests, self.engine)
         if self.journal:  # another video of the same name and size is another question
             marks = content_marks(request.question.video for request in requests)

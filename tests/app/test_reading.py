@@ -182,6 +182,8 @@ def test_what_can_be_asked(tmp_path):
         check_asked(reading, " \n")
     with pytest.raises(BimbaError, match="Got 1 options"):
         checked_options("one\n\n")
+    with pytest.raises(BimbaError, match="more than once"):
+        checked_options("one\none")
     assert checked_options(" one \n\ntwo") == ["one", "two"]
     reading.exchanges += [Exchange("Who?", [], [Answer("model")])] * MAX_WAITING
     with pytest.raises(BimbaError, match="8 questions wait"):

@@ -111,6 +111,25 @@ def test_the_originals_layout_holds_what_it_says_of_positions_and_no_more(tmp_pa
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("more", [{"beta_fast": 16}, {"attention_factor": 2.0}])
+def test_positions_that_the_original_was_never_told_of_are_not_lost(tmp_path, more):
+    scaled = copy_of(FULL, tmp_path / "scaled")
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    edit_json(scaled / "config.json", lambda config: config.update(rope_scaling=yarn))
+    convert(scaled, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    edit_json(tmp_path / "ours/config.json", lambda config: config["text_config"]["rope_parameters"].update(more))
+    with pytest.raises(BimbaError, match=f"has rope_parameters=.*{next(iter(more))}"):
+        convert(tmp_path / "ours", tmp_path / "other", to="original")
+
+
+def test_what_was_changed_in_ours_is_changed_in_the_originals_layout(tmp_path):
+    convert(FULL, tmp_path / "ours")
+    edit_json(tmp_path / "ours/config.json", lambda config: config["text_config"].update(rms_norm_eps=1e-3))
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    assert json.loads((tmp_path / "back/config.json").read_text())["rms_norm_eps"] == 1e-3
+
+
 def test_a_missing_shard_is_seen_before_anything_is_written(tmp_path):
     source = copy_of(FULL, tmp_path / "source")
     shard(source)[2].unlink()

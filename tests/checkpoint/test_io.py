@@ -231,7 +231,7 @@ def test_a_saved_checkpoint_is_readable_by_others(saved):
     assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o644}
 
 
-@pytest.mark.parametrize("frames", [0, 2.5, "2"])
+@pytest.mark.parametrize("frames", [0, 2.5, "2", True])
 def test_pooling_of_no_frames_or_of_parts_of_them(saved, frames):
     with pytest.raises(BimbaError, match=f"temporal_pooling is {frames!r}; expected 1 or more frames, a whole number"):
         load_pretrained(saved, temporal_pooling=frames)

@@ -134,7 +134,8 @@ def test_loads_are_strict(full, change, words):
         ({"num_attention_heads": 0}, "config.json makes no model"),
         ({"hidden_act": "foo"}, "config.json makes no model: .*foo"),
         ({"torch_dtype": "foo"}, "config.json makes no model: .*foo"),
-        ({"temporal_pooling": "2"}, "config.json makes no model"),
+        ({"temporal_pooling": "2"}, "config.json: temporal_pooling is '2'; expected 1 or more frames"),
+        ({"temporal_pooling": 2.5}, "config.json: temporal_pooling is 2.5; expected 1 or more frames"),
         ({"rope_scaling": "linear"}, "config.json makes no model"),
     ],
 )
@@ -235,8 +236,9 @@ def test_a_bin_of_something_else_than_tensors(tmp_path):
         pickle.dumps({"a": 1}, 2)[:2] + b".",  # ends before anything was put on the stack
         b"t" + pickle.dumps({"a": 1}),  # takes a tuple from an empty stack
         b"PK\6\7" + struct.pack("<LQL", 0, 0, 2) + b"PK\5\6" + bytes(18),  # an archive over two disks
+        b"J\x01.",  # a number of four bytes, cut
     ],
-    ids=["nothing", "stack", "disks"],
+    ids=["nothing", "stack", "disks", "bytes"],
 )
 def test_a_damaged_bin_is_named(tmp_path, content):
     adapter = copy_of(ADAPTER, tmp_path)

@@ -268,6 +268,7 @@ def fit(data: VideoQADataModule, max_epochs: int, folder: Path, resume: Path | N
         {},
         {"max_batch_tokens": 1000},
         {"recipe": "original", "max_length": 2000},  # whose samples differ from epoch to epoch
+        {"recipe": "original", "max_length": 2000, "num_workers": 2},
         {"recipe": "original", "max_length": 2000, "max_batch_tokens": 1000},
     ],
 )
@@ -280,6 +281,14 @@ def test_a_resumed_run_goes_on_in_the_same_order(make, tmp_path, changes):
     first, checkpoint = fit(make(**changes), 1, tmp_path)
     rest, _ = fit(make(**changes), 3, tmp_path, resume=checkpoint)
     assert first + rest == whole
+
+
+def test_training_samples_can_be_gone_through(make):
+    data = make()
+    data.setup("fit")
+    assert len(list(data.train_set)) == len(data.train_set)
+    with pytest.raises(IndexError, match="-1"):
+        data.train_set[-1]
 
 
 def needle_node(data_dir: Path) -> Any:

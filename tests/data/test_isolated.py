@@ -90,6 +90,8 @@ def test_a_path_starts_in_the_folder_of_now(video, tmp_path, monkeypatch):
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert len(read_frames(video, 2).pixels) == 2
+    with pytest.raises(VideoDecodeError):
+        read_frames(video.name, 2)  # there is one of this name where the process was before
 
 
 def test_pixels_are_written_over_only_when_nobody_has_them(video, make_video):

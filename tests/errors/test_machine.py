@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_a_cache_folder_that_cannot_be_written_to_is_passed_over(caplog, tmp_pat
     monkeypatch.setenv("BIMBA_CACHE_DIR", str(tmp_path / "file"))
     (tmp_path / "file").touch()
     with caplog.at_level(logging.INFO):
-        assert extension._writable(extension._cache_folder()).is_dir()
+        assert extension._writable(extension._cache_folder(), Path("a.lock")).is_dir()
     check_said(caplog.text, [f"The cache folder {tmp_path / 'file'} cannot be written to", "compiled code goes to"])
 
 

@@ -49,6 +49,8 @@ TRAIN = [
         ["-m", "seed=1,2", "model/compressor=mamba,pol"],
         ["with model/compressor=pol: There is no model/compressor=pol; did you mean model/compressor=pool?"],
     ),
+    Case("no_group", ["logger=null"], ["Config group override must be a string or a list"]),
+    Case("no_group_in_a_sweep", ["-m", "logger=csv,null"], ["with logger=null: Config group override must be"]),
     Case("two_at_once", ["seed=abc", "save_frozen=x"], ["seed is 'abc'", "save_frozen is 'x'"]),
 ]
 EVALUATE = [

@@ -8,7 +8,7 @@ import torch
 from bimba.model.compressor import Compressor, MambaCompressor, PoolCompressor
 from bimba.model.compressor.mamba2 import Mamba2Compressor
 from bimba.model.selection import direction_inputs, query_gate, selection_map, spread_queries, watch
-from bimba.ops import query_positions
+from bimba.ops import interleave, query_positions
 from bimba.ops.selective_scan.attribution import attribute
 from bimba.types import BimbaError
 
@@ -35,6 +35,14 @@ def watched(made, *inputs):
     return seen[-1], output
 
 
+def skip(mixer, sequence, number):
+    """(L, D): what a direction's scan hands past its state."""
+    directions = mixer.directions((number,))
+    u = mixer.convolve(mixer.inner(sequence), directions)[0, 0, :, : mixer.d_inner]
+    D = directions.D[0]
+    return D.repeat_interleave(mixer.d_inner // len(D)) * u
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -48,16 +56,22 @@ def watched(made, *inputs):
 )
 @torch.no_grad()
 def test_what_tokens_add_is_what_the_layer_adds(options):
-    """Without the skip and the convolution's bias, which belong to no token."""
+    """With the skip of the queries, and without the convolution's bias, which belongs to no token."""
     made = compressor(residual=False, **options)
     last = made.layers[-1].mixer
     for name, parameter in last.named_parameters():
-        if name in ("D", "D_b", "conv1d.bias", "conv1d_b.bias"):
+        if name in ("conv1d.bias", "conv1d_b.bias"):
             parameter.zero_()
+        if name in ("D", "D_b", "norm.weight"):
+            parameter.copy_(torch.randn_like(parameter))
     seen, output = watched(made, *media())
     gate, weight = query_gate(seen), last.out_proj.weight
     direction = torch.randn(C)  # what is added in it, as a number
-    added = sum(
+    sequence = made.layers[-1].norm(interleave(seen.tokens, seen.queries, seen.query_index))
+    skipped = sum(
+        gate * skip(last, sequence, number)[seen.query_index] for number in range(1 + last.bidirectional)
+    )  # fmt: skip
+    added = skipped @ weight.T @ direction + sum(
         attribute(
             one.u, one.step, one.A, one.B, one.C, seen.query_index, lambda x: torch.tensordot(direction @ weight, x, 1),
             gate=gate, taps=one.taps, passed=one.passed, reverse=number == 1,

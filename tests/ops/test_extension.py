@@ -111,6 +111,12 @@ def test_a_cache_that_cannot_be_written_to_is_passed_over(tmp_path, monkeypatch,
     assert "cannot be written to" in caplog.text
 
 
+@pytest.fixture
+def open_to_all(monkeypatch):
+    """Temporary folders are made where anybody may, whatever $TMPDIR says."""
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+
+
 @contextlib.contextmanager
 def somebody_else():
     """Not root, to whom nothing is closed."""
@@ -123,7 +129,7 @@ def somebody_else():
         os.seteuid(user)
 
 
-def test_a_cache_that_is_closed_to_the_user_is_passed_over(tmp_path, caplog):
+def test_a_cache_that_is_closed_to_the_user_is_passed_over(tmp_path, caplog, open_to_all):
     closed = tmp_path / "closed"  # such as the home folder of the user that a container's image was made for
     closed.mkdir(mode=0o000)
     with somebody_else(), caplog.at_level("INFO"):
@@ -133,7 +139,7 @@ def test_a_cache_that_is_closed_to_the_user_is_passed_over(tmp_path, caplog):
     assert "cannot be written to" in caplog.text
 
 
-def test_a_lock_of_somebody_else_is_passed_over():
+def test_a_lock_of_somebody_else_is_passed_over(open_to_all):
     with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to others
         shared = Path(name)
         shared.chmod(0o777)

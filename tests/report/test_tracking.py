@@ -36,6 +36,11 @@ def test_an_interval_has_the_scale_of_its_metric(evaluation):
     assert bounds == pytest.approx([30, 62.5, 80])
 
 
+def test_of_a_value_of_0_the_scale_is_not_known(evaluation):
+    evaluation.tasks[0].measures.append(Measure("no_letter", 0.0, 0.0, low=0.0, high=0.3, n=8, over="questions"))
+    assert [key for key in numbers(evaluation) if "no_letter" in key] == ["quiz/no_letter"]
+
+
 def test_csv_holds_the_numbers(evaluation, tmp_path):
     log_evaluation([CsvLogger(tmp_path)], evaluation)
     with (tmp_path / "metrics.csv").open(newline="") as file:

@@ -104,6 +104,16 @@ def test_a_cell_whose_turn_has_not_come_is_waiting_and_one_that_has_ended_stays_
     assert [(one["cell"], one["status"]) for one in entries] == [("how=ends", "finished"), ("how=fails", "waiting")]
 
 
+def test_cells_that_were_never_begun_are_not_waited_for_when_others_are_swept(make):
+    ended, never, other = make("ends"), make("fails"), make("sleeps")
+    sweep_dir = ended.folder.parent
+    ledger.plan(sweep_dir, [ended, never])
+    sweep([ended])
+    ledger.plan(sweep_dir, [other])
+    entries = json.loads((sweep_dir / "sweep.json").read_text())
+    assert [(one["cell"], one["status"]) for one in entries] == [(ended.name, "finished"), (other.name, "waiting")]
+
+
 def test_a_folder_with_another_run_is_left_alone(make):
     sweep([make("ends", "cell")])
     cell = make("fails", "cell")

@@ -170,6 +170,12 @@ def test_checkpointing_reaches_the_tower_only_where_it_is_trained():
     assert layers(tuning="full", lora=None)
 
 
+def test_older_names_of_transformers_are_read():
+    text = {**SIZES["text_config"], "rope_theta": 123.0}
+    model, _ = build(config={**SIZES, "text_config": text})
+    assert model.config.text_config.rope_parameters["rope_theta"] == 123.0
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

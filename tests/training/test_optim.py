@@ -178,7 +178,12 @@ def test_build_optimizer_applies_the_schedule_to_every_group():
         {"matrix_lr": -1.0},
         {"lora_weight_decay": -0.1},
         {"eps": -1e-8},
+        {"lr": None},
+        {"eps": None},
+        {"weight_decay": True},
         {"betas": [0.9]},
+        {"betas": ["a", "b"]},
+        {"betas": None},
         {"betas": [0.9, 1.0]},
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bimba.types import BimbaError
+from bimba.types import BimbaError, is_count
 
 NO_GRADIENT: Literal["no gradient"] = "no gradient"
 Product = tuple[Tensor | Literal["no gradient"] | None, float]
@@ -21,7 +21,7 @@ def check_sizes(**sizes: Any) -> None:
     Zero would not always fail: a scan without states, or attention without channels, trains and adds nothing.
     """
     for name, size in sizes.items():
-        if type(size) is not int or size < 1:
+        if not is_count(size):
             raise BimbaError(f"compressor option {name} must be a whole number of at least 1, received {size!r}.")
 
 

@@ -74,7 +74,7 @@ class MambaCompressor(Compressor):
         super().__init__(hidden_size, question_conditioned)
         _check_choice("backward_init", backward_init, ("original", "forward"))
         _check_choice("query_position", query_position, ("interleaved", "appended"))
-        if isinstance(mixer, str):
+        if not callable(mixer):
             _check_choice("mixer", mixer, ("mamba", "attention"))
         is_number = isinstance(chunk_tokens, int) and not isinstance(chunk_tokens, bool)
         if chunk_tokens != "auto" and (not is_number or chunk_tokens < 0):
