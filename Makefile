@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@
 
-demo: setup ## train a small BIMBA on long needle videos and score it before and after (about 5 minutes on two cores)
+demo: setup ## train a small BIMBA on long needle videos and score it before and after (5 to 8 minutes on two cores)
 	$(BIN)/python train.py experiment=needle_demo hydra.run.dir=outputs/demo/train
 	$(BIN)/python evaluate.py checkpoint=bimba-tiny num_frames=32 temporal_pooling=4 output_dir=outputs/demo/before
 	$(BIN)/python evaluate.py checkpoint=outputs/demo/train/checkpoint output_dir=outputs/demo/after

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bimba.data.isolated import read_frames
+from bimba.data.prompt import bare_options
 from bimba.data.transform import frames_to_pixels
 from bimba.inference.engine import VideoQA
 from bimba.model.selection import SelectionMap, last_scan, selection_map, spread_queries, watch
@@ -66,7 +67,7 @@ def look(
         video = engine.encode_pixels(frames_to_pixels(frames, engine.processor.image_processor))
         if question is not None and options:
             letter = video.choose(question, options).letter
-            answer = f"{letter}. {options[ord(letter) - ord('A')]}"
+            answer = f"{letter}. {bare_options(options)[ord(letter) - ord('A')]}"
         elif question is not None:
             answer = video.ask(question, short=short)
     watched = seen[-1]

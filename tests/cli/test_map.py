@@ -26,7 +26,7 @@ def scanning(tmp_path_factory) -> str:
 def test_a_folder_is_written_once(scanning, video, tmp_path, capsys):
     out = tmp_path / "map"
     arguments = ["map", video, "--checkpoint", scanning, "--device", "cpu", "--out", str(out)]
-    assert cli.main([*arguments, "--question", "Which?", "--options", "red", "blue", "--queries", "3"]) == 0
+    assert cli.main([*arguments, "--question", "Which?", "--options", "A. red", "B. blue", "--queries", "3"]) == 0
     answer, where = capsys.readouterr().out.splitlines()
     assert answer in ("A. red", "B. blue")
     assert where == f"The map is in {out}; open {out / 'selection.html'}."
