@@ -151,10 +151,8 @@ def _read_original_config(folder: Path, of_base: dict[str, Any]) -> dict[str, An
 
 def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     """The rotary positions of an original's ``config.json``, as transformers has them now."""
-    scaling = {
-        **(config.get("rope_parameters") or {}),
-        **(config.get("rope_scaling") or {}),
-    }  # now, and before
+    # The first is their name since transformers 5, the second the one that the original knows.
+    scaling = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
     if "type" in scaling:
         scaling["rope_type"] = scaling.pop("type")  # its name in older releases of transformers
     return {"rope_type": "default", "rope_theta": config.get("rope_theta", 1e4), **scaling}

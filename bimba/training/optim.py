@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bimba.training.parallel import dealt, local, part_like, whole
 from bimba.training.trainable import part_of
-from bimba.types import BimbaError, is_number
+from bimba.types import BimbaError, is_count, is_number
 
 SCHEDULES = ("cosine", "wsd", "constant")
 
@@ -90,15 +90,16 @@ class OptimizerSettings:
         if not are_shares or len(betas) != 2:
             raise BimbaError(f"optimizer.betas is {self.betas!r}; expected two numbers, each from 0 to just below 1.")
         for key in ("warmup_ratio", "min_lr_ratio", "decay_ratio"):
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                raise BimbaError(f"optimizer.{key} is {getattr(self, key)}; expected a share between 0 and 1.")
+            value = getattr(self, key)
+            if not is_number(value) or not 0.0 <= value <= 1.0:
+                raise BimbaError(f"optimizer.{key} is {value!r}; expected a share between 0 and 1.")
         if self.schedule == "wsd" and self.warmup_ratio + self.decay_ratio > 1.0:
             raise BimbaError(
                 f"optimizer.warmup_ratio and decay_ratio are {self.warmup_ratio} and {self.decay_ratio}, together more "
                 "than the whole run; lower one of the two."
             )
-        if self.max_skipped_steps < 1:
-            raise BimbaError(f"optimizer.max_skipped_steps is {self.max_skipped_steps}; expected 1 or more.")
+        if not is_count(self.max_skipped_steps):
+            raise BimbaError(f"optimizer.max_skipped_steps is {self.max_skipped_steps!r}; expected 1 or more.")
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:

@@ -167,6 +167,13 @@ def test_older_names_in_the_configuration(full):
     assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("linear", 2.0, 1e6)
 
 
+def test_newer_names_in_the_configuration(full):
+    scaled = {"rope_type": "linear", "factor": 2.0}
+    edit_json(full / "config.json", lambda config: config.update(rope_parameters=scaled))
+    rope = load_pretrained(full)[0].config.text_config.rope_parameters
+    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("linear", 2.0, 1e6)
+
+
 def test_a_tied_head_is_the_embedding_whatever_is_stored(full):
     edit_json(full / "config.json", lambda config: config.update(tie_word_embeddings=True))
     model, _ = load_pretrained(full)

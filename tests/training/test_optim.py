@@ -172,6 +172,8 @@ def test_build_optimizer_applies_the_schedule_to_every_group():
         {"min_lr_ratio": -0.1},
         {"warmup_ratio": 0.6, "decay_ratio": 0.5, "schedule": "wsd"},
         {"max_skipped_steps": 0},
+        {"max_skipped_steps": None},
+        {"warmup_ratio": None},
         {"lr": -1e-4},
         {"lr": float("nan")},
         {"compressor_lr": "fast"},

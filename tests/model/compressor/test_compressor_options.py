@@ -72,6 +72,7 @@ def test_options_reach_the_compressor() -> None:
         ),
         ({"name": "mamba", "query_position": "left"}, "query_position='left' is unknown; choose one of: interleaved"),
         ({"name": "mamba", "mixer": "lstm"}, "mixer='lstm' is unknown; choose one of: mamba, attention"),
+        ({"name": "mamba", "mixer": 0}, "mixer=0 is unknown; choose one of: mamba, attention"),
         ({"name": "mamba", "d_state": 0}, "d_state must be a whole number of at least 1, received 0"),
         ({"name": "mamba", "num_layers": 1.5}, "num_layers must be a whole number of at least 1, received 1.5"),
         ({"name": "mamba", "expand": True}, "expand must be a whole number of at least 1, received True"),
